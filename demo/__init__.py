@@ -1,0 +1,1 @@
+"""The embedded benchmark: procedural street scenes in two looks, *game* and *city*."""

@@ -1,0 +1,31 @@
+"""What every stage's command line shares: options, and one clear line for a user's mistake."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from ssda.params import Params, load_params
+
+
+def run(stage: Callable[[Params], object], description: str | None) -> None:
+    """Read the parameters, run the stage; a ValueError or OSError becomes one line and exit code 1.
+
+    With --debug the traceback is shown instead.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--params", default="params.yaml", help="parameters (default: params.yaml)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    arguments = parser.parse_args()
+    guard(lambda: stage(load_params(arguments.params)), debug=arguments.debug)
+
+
+def guard(work: Callable[[], object], *, debug: bool) -> None:
+    """Do the work; a user's mistake ends the program with one line on stderr and exit code 1."""
+    try:
+        work()
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        sys.exit(f"error: {error}")

@@ -1,0 +1,434 @@
+"""MLflow: one run an experiment, shared by its stages. The only file that knows MLflow.
+
+A run belongs to a key: the hash of params, code and inputs, with the name of the DVC experiment
+where there is one. The run carries it as the tag `dvc.run_key`.
+
+- The first stage that runs creates the run, each later one resumes the newest run of the key.
+- A run holds a stage once: `dvc.stage.<stage>` is `finished` when all of it is there. A stage that
+  runs again after that (`dvc repro --force`) starts a fresh run, and the old one's tag
+  `dvc.superseded` names it. A stage that was interrupted goes on in its run; it may log its history
+  again from the first step, for a point that the run has is not sent twice.
+- Each stage leaves a journal of what it logged, an output that DVC caches. A stage that DVC did not
+  run is filled in from its journal when a later stage opens the run, and tagged
+  `dvc.reused.<stage>`. Where no later stage runs, `python -m pipeline.tracking sync` does it.
+- A server that does not answer costs one warning. The journal is complete all the same, and the
+  stage's end, the next stage or `sync` fills in what the run lacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.command import guard
+from ssda.datasets.index import write_text
+from ssda.params import Params, load_params, read_yaml
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PREFIXES = {"convert": "convert/", "pretrain": "pretrain/", "adapt": "adapt/", "evaluate": "eval/"}
+"""The stages in their order, with the prefix of their metrics."""
+JOURNALS = Path("metrics/logged")
+METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # MLflow's limits
+SEND_EVERY, RETRY_AFTER = 2.0, 60.0  # seconds
+
+Points = dict[str, dict[int, float]]
+"""{metric: {step: value}}."""
+
+
+@dataclass
+class Journal:
+    """What a stage logged: points, and {file: folder among the run's artifacts}."""
+
+    stage: str
+    points: Points = field(default_factory=dict)
+    artifacts: dict[str, str] = field(default_factory=dict)
+
+
+def read_journal(stage: str, workspace: Path) -> Journal | None:
+    """The journal that a stage left in a workspace; None where there is none."""
+    path = workspace / JOURNALS / f"{stage}.json"
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    points = {name: dict(points) for name, points in content["metrics"].items()}
+    return Journal(stage, points, content["artifacts"])
+
+
+def write_journal(journal: Journal, workspace: Path) -> None:
+    """Write a journal; equal journals are equal files."""
+    metrics = {name: sorted(points.items()) for name, points in journal.points.items()}
+    content = {"stage": journal.stage, "metrics": metrics, "artifacts": journal.artifacts}
+    text = json.dumps(content, sort_keys=True) + "\n"
+    write_text(workspace / JOURNALS / f"{journal.stage}.json", text)
+
+
+@dataclass
+class StageRun:
+    """A stage's hand on the run; one thread sends, so that the stage never waits for MLflow."""
+
+    journal: Journal
+    client: MlflowClient | None = None
+    run_id: str = ""
+    unsent: Points = field(default_factory=dict)
+    sender: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "mlflow"))
+    send_at: float = 0.0
+    retry_at: float = 0.0
+    failed: bool = False
+
+    def metrics(self, values: Mapping[str, float | None], step: int | None = None) -> None:
+        """Log values at a step; not those that are None, not finite or there already."""
+        step = step or 0
+        for name, value in values.items():
+            name = PREFIXES[self.journal.stage] + name
+            if value is None or not math.isfinite(value):
+                continue
+            if step not in self.journal.points.setdefault(name, {}):
+                self.journal.points[name][step] = float(value)
+                self.unsent.setdefault(name, {})[step] = float(value)
+        if time.monotonic() >= self.send_at:
+            self.send_at = time.monotonic() + SEND_EVERY
+            points, self.unsent = self.unsent, {}
+            self.submit(lambda client: _send_points(client, self.run_id, points))
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Log a finished file of the workspace, below a folder of the run's artifacts."""
+        name = Path(os.path.relpath(path)).as_posix()
+        self.journal.artifacts[name] = folder
+        self.submit(lambda client: client.log_artifact(self.run_id, name, folder or None))
+
+    def tag(self, name: str, value: str) -> None:
+        """Tag the run; tags are not part of the journal."""
+        self.submit(lambda client: client.set_tag(self.run_id, name, value))
+
+    def submit(self, work: Callable[[MlflowClient], object]) -> None:
+        """Let the sending thread work; where the run could not be opened there is nothing to do."""
+        if client := self.client:
+            self.sender.submit(self._attempt, lambda: work(client))
+
+    def open(self, params: Params) -> None:
+        """Find or create the run."""
+        self._attempt(lambda: _open(self, params))
+
+    def close(self, status: str) -> None:
+        """Send what is left, and all that did not arrive; end the run."""
+        self.sender.shutdown()
+        self.retry_at = 0.0
+        if client := self.client:
+            self._attempt(lambda: self._end(client, status))
+
+    def _end(self, client: MlflowClient, status: str) -> None:
+        if self.failed:
+            _fill_in(client, client.get_run(self.run_id), self.journal, Path())
+        else:
+            _send_points(client, self.run_id, self.unsent)
+        if status == "FINISHED":
+            client.set_tag(self.run_id, _holds(self.journal.stage), "finished")
+        client.set_terminated(self.run_id, status)
+
+    def _attempt(self, work: Callable[[], object]) -> None:
+        """Nothing that happens to MLflow reaches the stage; after a failure it rests a while."""
+        if time.monotonic() < self.retry_at:
+            return
+        try:
+            work()
+        except Exception as error:
+            if not self.failed:
+                print(f"warning: {_unreachable(error)}; the stage goes on", file=sys.stderr)
+            self.failed, self.retry_at = True, time.monotonic() + RETRY_AFTER
+
+
+@contextmanager
+def stage_run(stage: str, params: Params) -> Iterator[StageRun]:
+    """The experiment's run, open for a stage that is about to work.
+
+    A stage that ends leaves its journal and a finished run, one that raises a failed run. Of
+    several processes only the first logs.
+    """
+    run = StageRun(Journal(stage))
+    if int(os.environ.get("RANK", "0")) > 0:
+        yield run
+        return
+    run.open(params)
+    try:
+        yield run
+    except BaseException as error:
+        run.close("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    write_journal(run.journal, Path())
+    run.close("FINISHED")
+
+
+def register_model(params: Params, run: StageRun, path: Path) -> None:
+    """Register a network's file under the name in params, if any; the alias is `adapted`."""
+    name = params.runtime.register_as
+    if name is None:
+        return
+
+    def register(client: MlflowClient) -> None:
+        client.log_artifact(run.run_id, str(path), "model")
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        source = f"{client.get_run(run.run_id).info.artifact_uri}/model"
+        version = client.create_model_version(name, source, run.run_id)
+        client.set_registered_model_alias(name, "adapted", version.version)
+
+    run.submit(register)
+
+
+def sync(params: Params, workspace: Path) -> list[str]:
+    """Fill in the stages that a reproduced workspace's run lacks; returns their names.
+
+    The workspace is any folder that holds dvc.yaml and the outputs of its stages, such as an
+    experiment that was checked out. Outside an experiment its name is unknown: then the newest run
+    of the workspace's content counts, whatever its name.
+    """
+    client, experiment = _connect(params)
+    key = run_key(params, workspace)
+    run = _newest_run(client, experiment, key + "%")
+    journals = [read_journal(stage, workspace) for stage in PREFIXES]
+    missing = [journal for journal in journals if journal and not _is_in(run, journal.stage)]
+    if missing:
+        run = run or _create_run(client, experiment, params, key)
+        for journal in missing:
+            _reuse(client, run, journal, workspace)
+        client.set_terminated(run.info.run_id)
+    return [journal.stage for journal in missing]
+
+
+def run_key(params: Params, workspace: Path) -> str:
+    """A hash of params, code and inputs, then one of the experiment's name where it has one."""
+    digest = hashlib.sha256(params.model_dump_json(exclude={"runtime"}).encode())
+    inputs = [workspace / "demo/params.yaml", workspace / "data/inventory.json"]
+    for path in [*_code(workspace), *inputs]:
+        if path.is_file():
+            digest.update(f"\n{path.relative_to(workspace).as_posix()}\n".encode())
+            digest.update(path.read_bytes())
+    name = os.environ.get("DVC_EXP_NAME")
+    ending = "-" + hashlib.sha256(name.encode()).hexdigest()[:8] if name else ""
+    return digest.hexdigest()[:16] + ending
+
+
+def _code(workspace: Path) -> list[Path]:
+    """The Python files that the stages of dvc.yaml depend on."""
+    path = workspace / "dvc.yaml"
+    stages = read_yaml(path)["stages"].values() if path.exists() else []
+    deps = [dep for stage in stages for dep in stage.get("deps", [])]
+    names = {dep if isinstance(dep, str) else next(iter(dep)) for dep in deps}
+    return [workspace / name for name in sorted(names) if name.endswith(".py")]
+
+
+def _open(stage_run: StageRun, params: Params) -> None:
+    """Find or create the run and fill in the stages before this one."""
+    stage, workspace = stage_run.journal.stage, Path()
+    client, experiment = _connect(params)
+    key = run_key(params, workspace)
+    run = newest = _newest_run(client, experiment, key)
+    if run is None or _is_in(run, stage):
+        run = _create_run(client, experiment, params, key)
+        if newest:
+            client.set_tag(newest.info.run_id, "dvc.superseded", run.info.run_id)
+    else:
+        client.update_run(run.info.run_id, "RUNNING")
+        stage_run.journal.points = _points_in(client, run, stage)
+    # Only DVC vouches that the journals in the workspace belong to its params and code.
+    stages = list(PREFIXES) if "DVC_STAGE" in os.environ else [stage]
+    for earlier in stages[: stages.index(stage)]:
+        journal = read_journal(earlier, workspace)
+        if journal and not _is_in(run, earlier):
+            _reuse(client, run, journal, workspace)
+    stage_run.client, stage_run.run_id = client, run.info.run_id
+
+
+def _connect(params: Params) -> tuple[MlflowClient, str]:
+    """A client and the experiment's id; database and experiment are made where they are missing."""
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    root, uri, name = _root(), _tracking_uri(), params.runtime.experiment
+    with _locked(root / ".ssda/mlflow.lock"):  # two processes must not both create the tables
+        client = MlflowClient(uri)
+        if found := client.get_experiment_by_name(name):
+            return client, found.experiment_id
+        local = uri.startswith("sqlite:")
+        location = (root / "mlruns" / name).as_uri() if local else None
+        return client, client.create_experiment(name, location)
+
+
+def _newest_run(client: MlflowClient, experiment: str, key: str) -> Run | None:
+    condition = f"tags.`dvc.run_key` LIKE '{key}'"
+    runs = client.search_runs([experiment], condition, max_results=1, order_by=["start_time DESC"])
+    return runs[0] if runs else None
+
+
+def _create_run(client: MlflowClient, experiment: str, params: Params, key: str) -> Run:
+    from mlflow.entities import Param
+
+    exp_name = os.environ.get("DVC_EXP_NAME", "")
+    commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD")
+    tags = {"mlflow.source.git.commit": commit, "dvc.exp_name": exp_name}
+    tags = {name: value for name, value in tags.items() if value}
+    tags |= {"dvc.run_key": key, "host": socket.gethostname()}
+    name = exp_name or f"repro-{(commit or key)[:7]}"
+    run = client.create_run(experiment, tags=tags, run_name=name)
+    flat = _flat(params.model_dump(mode="json", exclude={"runtime"}))
+    for batch in _batches([Param(*pair) for pair in flat.items()], PARAMS_A_BATCH):
+        client.log_batch(run.info.run_id, params=batch)
+    return run
+
+
+def _reuse(client: MlflowClient, run: Run, journal: Journal, workspace: Path) -> None:
+    """Fill in a stage that DVC did not run."""
+    _fill_in(client, run, journal, workspace)
+    client.set_tag(run.info.run_id, f"dvc.reused.{journal.stage}", "true")
+    client.set_tag(run.info.run_id, _holds(journal.stage), "finished")
+
+
+def _fill_in(client: MlflowClient, run: Run, journal: Journal, workspace: Path) -> None:
+    """Send what the run lacks of a journal."""
+    there = _points_in(client, run, journal.stage)
+    lacking = {
+        name: {step: points[step] for step in points.keys() - there.get(name, {})}
+        for name, points in journal.points.items()
+    }
+    _send_points(client, run.info.run_id, lacking)
+    for name, folder in journal.artifacts.items():
+        if (workspace / name).exists():
+            client.log_artifact(run.info.run_id, str(workspace / name), folder or None)
+
+
+def _send_points(client: MlflowClient, run_id: str, points: Points) -> None:
+    from mlflow.entities import Metric
+
+    now = time.time_ns() // 1_000_000
+    metrics = [
+        Metric(name, value, now, step)
+        for name, values in points.items()
+        for step, value in values.items()
+    ]
+    for batch in _batches(metrics, METRICS_A_BATCH):
+        client.log_batch(run_id, metrics=batch)
+
+
+def _points_in(client: MlflowClient, run: Run, stage: str) -> Points:
+    """What a run has of a stage."""
+    run_id, names = run.info.run_id, run.data.metrics
+    return {
+        name: {point.step: point.value for point in client.get_metric_history(run_id, name)}
+        for name in names
+        if name.startswith(PREFIXES[stage])
+    }
+
+
+def _batches(values: list[Any], size: int) -> Iterator[list[Any]]:
+    return (values[start : start + size] for start in range(0, len(values), size))
+
+
+def _holds(stage: str) -> str:
+    """The tag of a run that holds all of a stage."""
+    return f"dvc.stage.{stage}"
+
+
+def _is_in(run: Run | None, stage: str) -> bool:
+    return run is not None and _holds(stage) in run.data.tags
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"adapt": {"trucrf": {"radius": 5}}} as {"adapt.trucrf.radius": "5"}."""
+    flat: dict[str, str] = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def _tracking_uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_root() / 'mlflow.db'}"
+
+
+def _root() -> Path:
+    """The main repository: where DVC works in a temporary folder, DVC_ROOT leads back to it."""
+    return Path(os.environ.get("DVC_ROOT") or _git("rev-parse", "--show-toplevel")).resolve()
+
+
+def _git(*arguments: str) -> str:
+    """Output of a git command; empty where it fails."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _unreachable(error: Exception) -> str:
+    """One line, without the user name and password that an address may hold."""
+    address = _tracking_uri().rpartition("@")[2]
+    reason = (str(error).splitlines() or [""])[0].rpartition("@")[2]
+    return f"MLflow ({address}): {type(error).__name__}: {reason[:120]}"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock between processes, where the system has file locks."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sync_workspace(params_file: str) -> None:
+    params = load_params(params_file)
+    status = [sys.executable, "-m", "dvc", "status", "--quiet", *PREFIXES]
+    if subprocess.run(status, capture_output=True).returncode != 0:
+        raise ValueError("the workspace is not what its stages left: run `dvc repro` first")
+    try:
+        stages = sync(params, Path())
+    except Exception as error:
+        raise ValueError(_unreachable(error)) from error
+    print(f"filled in: {', '.join(stages)}" if stages else "nothing to fill in")
+
+
+def main() -> None:
+    """The command line: `python -m pipeline.tracking sync`."""
+    parser = argparse.ArgumentParser(description="Complete the MLflow run of the workspace.")
+    parser.add_argument("command", choices=["sync"], help="fill in stages that DVC did not run")
+    parser.add_argument("--params", default="params.yaml", help="parameters (default: params.yaml)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    arguments = parser.parse_args()
+    guard(lambda: _sync_workspace(arguments.params), debug=arguments.debug)
+
+
+if __name__ == "__main__":
+    main()

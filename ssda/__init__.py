@@ -1,0 +1,1 @@
+"""SSDA: cross-domain scene segmentation with dynamic subdomains, in PyTorch."""

@@ -1,0 +1,1 @@
+"""Raw layouts, conversion, index, sampling, transforms."""

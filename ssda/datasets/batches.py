@@ -1,0 +1,46 @@
+"""What a step sees. The target's batch has no field for labels: they cannot leak."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SourceBatch:
+    """Labelled images.
+
+    Attributes:
+        images: (N, 3, H, W) uint8, or float in [0, 1] after `to`.
+        labels: (N, H, W) uint8, or int64 after `to`; train ids.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> SourceBatch:
+        """On the device, in the types that networks and losses take."""
+        return SourceBatch(_as_float(self.images, device), self.labels.to(device).long())
+
+
+@dataclass(frozen=True)
+class TargetBatch:
+    """Images without labels.
+
+    Attributes:
+        images: (N, 3, H, W) uint8, or float in [0, 1] after `to`.
+        counted: (N, H, W) bool, False on the rims whose pseudo labels never count.
+    """
+
+    images: Tensor
+    counted: Tensor
+
+    def to(self, device: torch.device) -> TargetBatch:
+        """On the device, in the types that networks and losses take."""
+        return TargetBatch(_as_float(self.images, device), self.counted.to(device))
+
+
+def _as_float(images: Tensor, device: torch.device) -> Tensor:
+    return images.to(device, non_blocking=True).float() / 255.0

@@ -1,0 +1,261 @@
+"""From a raw split to train-id labels, an index and pixels per class, in one pass."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from ssda.datasets.index import Index, Record, write_index, write_text
+from ssda.datasets.layouts import (
+    Layout,
+    RawImage,
+    Values,
+    describe,
+    describe_allowed,
+    find_images,
+    find_labels,
+)
+from ssda.labels import lookup_table
+
+Result = TypeVar("Result")
+
+LISTED = 20
+"""Problems that an error lists; the others are counted."""
+
+UNKNOWN = 254
+"""Stands for raw values outside the map, while a label is converted."""
+
+# Neighbouring rows of a label are alike: the filter "up" halves the time of writing.
+PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP)
+
+COLOUR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGBA"}
+# (bits, PNG colour type) that can hold the values.
+PNG_KINDS: dict[Values, tuple[tuple[int, int], ...]] = {
+    "index": ((8, 0), (8, 3), (4, 3), (2, 3), (1, 3)),
+    "red16": ((16, 2), (16, 6)),
+    "colours": ((8, 2), (8, 6), (8, 3), (4, 3), (2, 3), (1, 3)),
+}
+BITS: dict[Values, int] = {"index": 8, "red16": 16, "colours": 24}
+
+
+@dataclass
+class _Task:
+    """What all threads share; appending to a list is atomic."""
+
+    layout: Layout
+    root: Path
+    labels: Path
+    """Folder of the converted labels."""
+    found: frozenset[str]
+    """Labels that are there."""
+    table: NDArray[np.uint8]
+    """Raw value -> train id or UNKNOWN."""
+    num_classes: int
+    problems: list[str] = field(default_factory=list[str])
+    resized: list[str] = field(default_factory=list[str])
+
+    def attempt(self, path: str, work: Callable[[Path], Result]) -> Result | None:
+        """The work on a file; None, and the problem noted, where it fails."""
+        try:
+            return work(self.root / path)
+        except (ValueError, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            self.problems.append(f"{path}: {reason}")
+            return None
+
+
+def convert_split(
+    layout: Layout,
+    root: Path,
+    split: str,
+    out: Path,
+    *,
+    with_labels: bool,
+    num_classes: int = 19,
+    progress: bool = False,
+) -> Index:
+    """Convert a raw split into the folder `out`, which is written as a whole or not at all.
+
+    Images are checked (header, size, end of file), not copied. Without labels no label file is
+    looked for or opened. `progress` draws a bar on stderr.
+
+    Raises ValueError that lists the first problems, one a file, and counts all of them; `out` does
+    not exist then, not even an old one.
+    """
+    assert max(layout.ids.values(), default=0) < num_classes, "the map has more classes"
+    place = f"{root} ({layout.name}, split {split})"
+    unfinished = out.with_name(out.name + ".partial")
+    for stale in (out, unfinished):
+        shutil.rmtree(stale, ignore_errors=True)
+    images = find_images(layout, root, split)
+    found = frozenset(find_labels(layout, root, split, images) if with_labels else ())
+    if with_labels and not found:
+        raise ValueError(f"{place}: no label matches {layout.labels}")
+    task = _Task(layout, root, unfinished / "labels", found, _table(layout), num_classes)
+    if with_labels:
+        expected = {image.label for image in images}
+        task.problems += [f"{path}: label without image" for path in found - expected]
+        task.problems += [
+            f"{image.path}: no label {image.label}" for image in images if image.label not in found
+        ]
+    try:
+        task.labels.mkdir(parents=True)
+        records = _convert_images(images, task, f"convert {split}", progress)
+        if task.problems:
+            raise ValueError(_listed(place, sorted(task.problems)))
+        index = Index(out, root, records, len(task.resized))
+        if with_labels:
+            if not any(any(record.class_pixels or ()) for record in records):
+                raise ValueError(f"{place}: all pixels of all labels are void")
+        else:
+            task.labels.rmdir()
+        write_index(replace(index, folder=unfinished))
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return index
+
+
+def write_field_statistics(index: Index, folder: Path) -> None:
+    """Write sample_class_stats.json and samples_with_class.json, as the field's tools read them.
+
+    Files are named as in the split's folder labels/; classes that an image does not show are left
+    out of both.
+    """
+    statistics: list[dict[str, int | str]] = []
+    samples: dict[str, list[tuple[str, int]]] = {}
+    for record in index.records:
+        if record.label is None or record.class_pixels is None:
+            continue
+        pixels = {str(i): count for i, count in enumerate(record.class_pixels) if count}
+        statistics.append({**pixels, "file": record.label})
+        for class_id, count in pixels.items():
+            samples.setdefault(class_id, []).append((record.label, count))
+    in_order = {class_id: samples[class_id] for class_id in sorted(samples, key=int)}
+    write_text(folder / "sample_class_stats.json", json.dumps(statistics) + "\n")
+    write_text(folder / "samples_with_class.json", json.dumps(in_order) + "\n")
+
+
+def _convert_images(
+    images: list[RawImage], task: _Task, title: str, progress: bool
+) -> tuple[Record, ...]:
+    # Threads are enough: decoding, encoding and look-up run outside the interpreter's lock.
+    with ThreadPoolExecutor() as pool:
+        try:
+            results = pool.map(partial(_convert_image, task), images)
+            bar = tqdm(results, title, len(images), unit=" images", disable=not progress)
+            return tuple(record for record in bar if record is not None)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _convert_image(task: _Task, image: RawImage) -> Record | None:
+    facts = task.attempt(image.path, lambda path: _image_facts(path, task.layout.size))
+    label = None
+    if image.label in task.found:
+        label = task.attempt(image.label, lambda path: _read_label(path, task))
+    if facts is None:
+        return None
+    width, height, size = facts
+    record = Record(image.name, image.path, size, None, width, height, None)
+    if label is None:
+        return record
+    if label.shape != (height, width):
+        if not task.layout.resize_labels:
+            task.problems.append(
+                f"{image.label}: {label.shape[1]} x {label.shape[0]} pixels, "
+                f"needed are the image's {width} x {height}"
+            )
+            return None
+        # Train ids are categories: nothing but nearest neighbour keeps them.
+        label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        task.resized.append(image.label)
+    file = image.name + ".png"
+    (task.labels / file).write_bytes(cv2.imencode(".png", label, PNG_OPTIONS)[1].tobytes())
+    counts = np.bincount(label.ravel(), minlength=task.num_classes)[: task.num_classes]
+    return replace(record, label=file, class_pixels=tuple(counts.tolist()))
+
+
+def _image_facts(path: Path, allowed: tuple[int, int] | None) -> tuple[int, int, int]:
+    """Width, height and bytes, from the header and the last bytes: pixels are not decoded."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "MPO")) as image:
+            width, height = image.size
+            end = b"IEND" if image.format == "PNG" else b"\xff\xd9"
+    except PermissionError:
+        raise
+    except Exception as error:  # whatever a decoder raises on a broken file
+        raise ValueError("not a readable PNG or JPEG") from error
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 32))
+        if end not in file.read():
+            raise ValueError("truncated: the image's end marker is missing")
+    if allowed and (width, height) != allowed:
+        raise ValueError(f"{width} x {height} pixels, allowed is {allowed[0]} x {allowed[1]}")
+    return width, height, size
+
+
+def _read_label(path: Path, task: _Task) -> NDArray[np.uint8]:
+    """The label as train ids, (H, W)."""
+    raw = _read_values(path, task.layout.values)
+    label = np.take(task.table, raw)
+    unknown = np.unique(raw[label == UNKNOWN])
+    if unknown.size:
+        some = ", ".join(describe(task.layout, raw_id) for raw_id in unknown[:5].tolist())
+        more = f" and {unknown.size - 5} more" if unknown.size > 5 else ""
+        word = "colour" if task.layout.values == "colours" else "id"
+        raise ValueError(f"{word} {some}{more}: allowed are {describe_allowed(task.layout)}")
+    return label
+
+
+def _read_values(path: Path, values: Values) -> NDArray[np.integer]:
+    """Raw values of a label PNG, (H, W)."""
+    with path.open("rb") as file:
+        header = file.read(26)
+    if header[:8] != b"\x89PNG\r\n\x1a\n" or len(header) < 26:
+        raise ValueError("not a readable PNG")
+    bits, colour_type = header[24], header[25]
+    if (bits, colour_type) not in PNG_KINDS[values]:
+        needed = {"index": "8-bit grey or palette", "red16": "16-bit RGB", "colours": "8-bit RGB"}
+        kind = COLOUR_TYPES.get(colour_type, "unknown")
+        raise ValueError(f"{bits}-bit {kind} PNG, needed is {needed[values]}")
+    try:
+        with Image.open(path) as image:
+            if values == "index":
+                return np.asarray(image)
+            if values == "colours":
+                red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), np.int32), 2, 0)
+                return red << 16 | green << 8 | blue
+            # Pillow has no 16-bit colour, OpenCV writes to stderr on a broken file: Pillow first.
+            image.verify()
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        return np.asarray(pixels)[..., 2]  # OpenCV's order is blue, green, red
+    except Exception as error:  # whatever a decoder raises on a broken file
+        raise ValueError(f"not a readable PNG: {error}") from error
+
+
+def _table(layout: Layout) -> NDArray[np.uint8]:
+    table = lookup_table(dict(layout.ids), layout.void, 1 << BITS[layout.values])
+    return np.where(table < 0, UNKNOWN, table).astype(np.uint8)
+
+
+def _listed(place: str, problems: list[str]) -> str:
+    if len(problems) == 1:
+        return f"{place}: {problems[0]}"
+    more = [f"... and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+    lines = [f"{place}: {len(problems)} problems", *problems[:LISTED], *more]
+    return "\n  ".join(lines)

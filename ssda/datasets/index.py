@@ -1,0 +1,124 @@
+"""Facts about one converted split: which images it has and, for labelled ones, what they show."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a split."""
+
+    name: str
+    """Unique over the split."""
+    image: str
+    """Path of the image below the raw root, with forward slashes."""
+    bytes: int
+    """Size of the image file."""
+    label: str | None
+    """File in the split's folder labels/: an 8-bit PNG of train ids; None without labels."""
+    width: int
+    """Pixels of image and label."""
+    height: int
+    """Pixels of image and label."""
+    class_pixels: tuple[int, ...] | None
+    """Pixels of each of the C classes; None without labels."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """A converted split; nothing of the machine is in it but where it was read from."""
+
+    folder: Path
+    """Where the index and the folder labels/ lie; not written."""
+    root: Path
+    """Raw folder as params say it: relative to the working directory unless absolute there."""
+    records: tuple[Record, ...]
+    """Sorted by name."""
+    labels_resized: int = 0
+    """Labels that were brought to the size of their image."""
+
+    def image_path(self, record: Record) -> Path:
+        """Where the raw image lies."""
+        return self.root / record.image
+
+    def label_path(self, record: Record) -> Path:
+        """Where the converted label lies; the record must have one."""
+        assert record.label is not None, f"{record.name} has no label"
+        return self.folder / "labels" / record.label
+
+    @property
+    def class_frequencies(self) -> NDArray[np.float64]:
+        """Share of each class in the labelled pixels, (C,), sums to 1.
+
+        Raises ValueError where the split has no labelled pixel.
+        """
+        counts = [record.class_pixels for record in self.records if record.class_pixels is not None]
+        total = np.sum(counts, axis=0, dtype=np.float64)
+        if not total.sum() > 0:
+            raise ValueError(f"{self.folder}: no labelled pixel")
+        return total / total.sum()
+
+
+def read_index(folder: str | Path) -> Index:
+    """The index in a folder; raises ValueError with one line where there is none."""
+    path = Path(folder) / "index.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        records = tuple(_record(values) for values in content["records"])
+        return Index(Path(folder), Path(content["root"]), records, content["labels_resized"])
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file; run dvc repro") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: not an index of this version; run dvc repro") from error
+
+
+def write_index(index: Index) -> None:
+    """Write index.json into the index's folder, one record a line, sorted by name."""
+    records = sorted(index.records, key=lambda record: record.name)
+    lines = ",\n".join(json.dumps(vars(record)) for record in records)
+    head = f'"root": {json.dumps(index.root.as_posix())},\n"labels_resized": {index.labels_resized}'
+    write_text(index.folder / "index.json", f'{{{head},\n"records": [\n{lines}\n]}}\n')
+
+
+def check_raw_files(index: Index) -> None:
+    """Raise ValueError, in one line, where images are gone or not as large as at conversion."""
+    changed = [
+        record.image for record in index.records if _size(index.image_path(record)) != record.bytes
+    ]
+    if changed:
+        raise ValueError(
+            f"raw data changed since convert: {len(changed)} of {len(index.records)} images "
+            f"below {index.root} ({', '.join(changed[:3])}{', ...' if changed[3:] else ''}); "
+            "run dvc repro"
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one go: a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _record(values: dict[str, Any]) -> Record:
+    counts = values.pop("class_pixels")
+    return Record(**values, class_pixels=None if counts is None else tuple(counts))
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

@@ -1,0 +1,198 @@
+"""From converted splits to batches. Sample i depends only on (random_state, i)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ssda.datasets.batches import SourceBatch, TargetBatch
+from ssda.datasets.index import Index
+from ssda.datasets.sampling import draw_crop, random_corner, rare_class_sampler
+from ssda.params import Images, Margins, Sampling
+from ssda.randomness import generator
+
+Size = tuple[int, int]
+BatchType = TypeVar("BatchType")
+
+
+def read_image(path: Path, size: Size | None = None) -> np.ndarray:
+    """An RGB image (H, W, 3) uint8, resized to (width, height) where a size is given.
+
+    Raises ValueError naming the file where it is no readable image.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"{path}: not a readable image")
+    if size is not None and image.shape[1::-1] != size:
+        shrinks = image.shape[1] > size[0]
+        image = cv2.resize(
+            image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        )
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_label(path: Path, size: Size | None = None) -> np.ndarray:
+    """Train ids (H, W) uint8, resized by nearest neighbour to (width, height) where given.
+
+    Raises ValueError naming the file where it is no readable image.
+    """
+    label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if label is None:
+        raise ValueError(f"{path}: not a readable label")
+    if size is not None and label.shape[1::-1] != size:
+        label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+    return label
+
+
+class SourceSamples(Dataset[tuple[Tensor, Tensor]]):
+    """Random labelled crops, drawn by rare class sampling; sample i of (random_state, i)."""
+
+    def __init__(
+        self, index: Index, images: Images, sampling: Sampling, random_state: int, purpose: str
+    ) -> None:
+        """Samples of a labelled split; ValueError where an image is smaller than the crop."""
+        check_crop(index, images.source_size, images.crop)
+        self.index = index
+        self.size = images.source_size
+        self.crop = images.crop
+        self.sampling = sampling
+        self.random_state = random_state
+        self.purpose = purpose
+        self.sampler = (
+            rare_class_sampler(
+                np.array([record.class_pixels for record in index.records]),
+                sampling.rare_class_temperature,
+                sampling.min_pixels,
+            )
+            if sampling.rare_class_temperature is not None
+            else None
+        )
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        """Image (3, h, w) uint8 and label (h, w) uint8."""
+        rng = generator(self.random_state, self.purpose, i)
+        if self.sampler is None:
+            position, wanted = int(rng.integers(len(self.index.records))), None
+        else:
+            position, wanted = self.sampler.draw(rng)
+        record = self.index.records[position]
+        image = read_image(self.index.image_path(record), self.size)
+        label = read_label(self.index.label_path(record), self.size)
+        y, x = draw_crop(
+            label,
+            self.crop,
+            rng,
+            max_class_share=self.sampling.max_class_share,
+            wanted=wanted,
+            min_pixels=self.sampling.min_pixels * self.sampling.min_crop_ratio,
+        )
+        flip = rng.random() < 0.5
+        return _cut(image, y, x, self.crop, flip), _cut(label, y, x, self.crop, flip)
+
+
+class TargetSamples(Dataset[tuple[Tensor, Tensor]]):
+    """Random unlabelled crops; every image comes once an epoch, sample i of (random_state, i)."""
+
+    def __init__(self, index: Index, images: Images, margins: Margins, random_state: int) -> None:
+        """Samples of the target's train split; ValueError for images smaller than the crop."""
+        check_crop(index, images.target_size, images.crop)
+        self.index = index
+        self.size = images.target_size
+        self.crop = images.crop
+        self.margins = margins
+        self.random_state = random_state
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        """Image (3, h, w) uint8 and what counts of it, (h, w) bool."""
+        count = len(self.index.records)
+        position = _epoch_order(self.random_state, i // count, count)[i % count]
+        image = read_image(self.index.image_path(self.index.records[position]), self.size)
+        counted = counted_pixels(image.shape[:2], self.margins)
+        rng = generator(self.random_state, "target", i)
+        y, x = random_corner(image.shape[:2], self.crop, rng)
+        flip = rng.random() < 0.5
+        return _cut(image, y, x, self.crop, flip), _cut(counted, y, x, self.crop, flip)
+
+
+class EvaluationSamples(Dataset[tuple[Tensor, Tensor | None]]):
+    """Whole images of a split in order, with the full-size label where there is one."""
+
+    def __init__(self, index: Index, size: Size | None) -> None:
+        """Images resized to (width, height) where a size is given."""
+        self.index = index
+        self.size = size
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.index.records)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor | None]:
+        """Image (3, h, w) uint8 and label (H, W) uint8 or None."""
+        record = self.index.records[i]
+        image = read_image(self.index.image_path(record), self.size)
+        label = None
+        if record.label is not None:
+            label = torch.from_numpy(read_label(self.index.label_path(record)))
+        return torch.from_numpy(image).permute(2, 0, 1).contiguous(), label
+
+
+def source_batches(
+    samples: SourceSamples, steps: range, batch_size: int, workers: int
+) -> Iterator[SourceBatch]:
+    """The batch of each step; sample numbers run on from step to step."""
+    for images, labels in _load(samples, steps, batch_size, workers):
+        yield SourceBatch(images, labels)
+
+
+def target_batches(
+    samples: TargetSamples, steps: range, batch_size: int, workers: int
+) -> Iterator[TargetBatch]:
+    """The batch of each step; sample numbers run on from step to step."""
+    for images, counted in _load(samples, steps, batch_size, workers):
+        yield TargetBatch(images, counted)
+
+
+def counted_pixels(size: tuple[int, ...], margins: Margins) -> np.ndarray:
+    """(H, W) bool, False on the rims of an image of that size."""
+    height, width = size
+    counted = np.zeros((height, width), bool)
+    counted[margins.top : height - margins.bottom, margins.left : width - margins.right] = True
+    return counted
+
+
+def check_crop(index: Index, size: Size | None, crop: Size) -> None:
+    """ValueError naming the first image that is smaller than the crop."""
+    for record in index.records:
+        width, height = size if size is not None else (record.width, record.height)
+        if width < crop[0] or height < crop[1]:
+            raise ValueError(
+                f"images.crop = {list(crop)}: larger than {index.image_path(record)}, "
+                f"which is {width} x {height}"
+            )
+
+
+def _load(samples: Any, steps: range, batch_size: int, workers: int) -> Iterator[list[Tensor]]:
+    numbers = range(steps.start * batch_size, steps.stop * batch_size)
+    yield from DataLoader(samples, batch_size, sampler=numbers, num_workers=workers)
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(random_state: int, epoch: int, count: int) -> np.ndarray:
+    return generator(random_state, "target order", epoch).permutation(count)
+
+
+def _cut(values: np.ndarray, y: int, x: int, crop: Size, flip: bool) -> Tensor:
+    """A crop as a tensor, channels first, mirrored where wanted."""
+    part = values[y : y + crop[1], x : x + crop[0]]
+    part = part[:, ::-1] if flip else part
+    return torch.from_numpy(
+        np.ascontiguousarray(part if part.ndim == 2 else part.transpose(2, 0, 1))
+    )

@@ -1,0 +1,100 @@
+"""Joint adaptation from a pretrained network to an adapted teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ssda.datasets.batches import SourceBatch, TargetBatch
+from ssda.datasets.index import Index
+from ssda.datasets.loading import (
+    EvaluationSamples,
+    SourceSamples,
+    TargetSamples,
+    source_batches,
+    target_batches,
+)
+from ssda.engine.evaluation import image_batches
+from ssda.engine.training import StepRecord, train
+from ssda.labels import LabelSpace
+from ssda.method.adaptation import Networks, Task, joint_step
+from ssda.method.source import frozen_encoder
+from ssda.method.subdomains import keep_ratios
+from ssda.method.teacher import create_teacher, update_teacher
+from ssda.networks.encoders import Encoder, load_imagenet_weights
+from ssda.networks.normalisation import reestimate_statistics
+from ssda.networks.segmenter import Segmenter
+from ssda.params import Params
+
+STATISTICS_IMAGES = 500
+"""How many target images the statistics of batch normalisation are estimated from, at most."""
+
+
+def use_target_statistics(network: Segmenter, target: Index, params: Params) -> None:
+    """Replace the network's running statistics by those of target images ("AdaBN")."""
+    records = target.records[:: max(1, len(target.records) // STATISTICS_IMAGES)]
+    samples = EvaluationSamples(
+        Index(target.folder, target.root, records), params.images.target_size
+    )
+    device = network.classifier.weight.device
+    reestimate_statistics(network, image_batches(samples, params.adapt.batch_size, device))
+
+
+def start_networks(student: Segmenter, target: Index, params: Params) -> Networks:
+    """Student with target statistics, teacher as its copy, frozen encoder where it is asked for."""
+    use_target_statistics(student, target, params)
+    imagenet = None
+    if params.adapt.losses.feature_distance > 0:
+        imagenet = Encoder(params.model.encoder)
+        load_imagenet_weights(imagenet, params.model.encoder, params.model.weights)
+        imagenet = frozen_encoder(imagenet).to(student.classifier.weight.device)
+    return Networks(student.train(), create_teacher(student), imagenet)
+
+
+def adapt_steps(
+    networks: Networks, source: Index, target: Index, params: Params, space: LabelSpace
+) -> Iterator[StepRecord]:
+    """Adapt; yields a record a step. The teacher is the result.
+
+    Args:
+        networks: as `start_networks` gives them; changed in place.
+        source: the source's train split.
+        target: the target's train split, without labels.
+        params: everything.
+        space: classes.
+    """
+    settings = params.adapt
+    device = networks.student.classifier.weight.device
+    frequencies = torch.from_numpy(source.class_frequencies)
+    ratios = keep_ratios(frequencies, beta=settings.uncertainty.beta).to(device)
+    task = Task(settings, ratios, space.things, params.random_state)
+    steps = range(settings.iterations)
+    labelled = source_batches(
+        SourceSamples(source, params.images, params.sampling, params.random_state, "adapt"),
+        steps,
+        settings.batch_size,
+        params.runtime.workers,
+    )
+    unlabelled = target_batches(
+        TargetSamples(target, params.images, settings.margins, params.random_state),
+        steps,
+        settings.batch_size,
+        params.runtime.workers,
+    )
+
+    def add_gradients(batch: tuple[SourceBatch, TargetBatch], step: int) -> dict[str, torch.Tensor]:
+        return joint_step(networks, batch[0].to(device), batch[1].to(device), task, step)
+
+    def after_update(step: int) -> None:
+        update_teacher(networks.teacher, networks.student, step, settings.teacher_momentum)
+
+    pairs = zip(labelled, unlabelled, strict=True)
+    yield from train(
+        networks.student,
+        settings.optimiser,
+        settings.iterations,
+        pairs,
+        add_gradients,
+        after_update,
+    )

@@ -1,0 +1,75 @@
+"""Scoring a network on labelled images, in constant memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from ssda.datasets.loading import EvaluationSamples
+from ssda.engine.metrics import confusion_matrix
+from ssda.networks.heads import enlarge
+from ssda.networks.segmenter import Segmenter
+
+
+def score(
+    network: Segmenter, samples: EvaluationSamples, num_classes: int, batch_size: int
+) -> Tensor:
+    """Confusion matrix (C, C) int64 on the CPU, at the labels' full size.
+
+    Args:
+        network: is put into evaluation mode for the while.
+        samples: images with labels.
+        num_classes: C.
+        batch_size: images a forward pass.
+    """
+    total = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    for images, labels in batches(samples, batch_size):
+        logits = predict(network, images)
+        for image_logits, label in zip(logits, labels, strict=True):
+            assert label is not None
+            total += _confusion(image_logits, label, num_classes)
+    return total
+
+
+@torch.inference_mode()
+def predict(network: Segmenter, images: Tensor) -> Tensor:
+    """Logits (N, C, h, w) of images (N, 3, H, W) uint8, in evaluation mode."""
+    training = network.training
+    network.eval()
+    device = network.classifier.weight.device
+    logits = network(images.to(device).float() / 255.0)
+    network.train(training)
+    return logits
+
+
+def _confusion(logits: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    full = enlarge(logits.unsqueeze(0), label.shape)
+    prediction = full.argmax(dim=1).squeeze(0).cpu()
+    return confusion_matrix(prediction, label, num_classes=num_classes)
+
+
+def batches(
+    samples: EvaluationSamples, batch_size: int
+) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
+    """Images (N, 3, H, W) uint8 of one size each, with their labels, in order."""
+    images: list[Tensor] = []
+    labels: list[Tensor | None] = []
+    for i in range(len(samples)):
+        image, label = samples[i]
+        if images and (len(images) == batch_size or image.shape != images[0].shape):
+            yield torch.stack(images), labels
+            images, labels = [], []
+        images.append(image)
+        labels.append(label)
+    if images:
+        yield torch.stack(images), labels
+
+
+def image_batches(
+    samples: EvaluationSamples, batch_size: int, device: torch.device
+) -> Iterable[Tensor]:
+    """Images alone, (N, 3, H, W) in [0, 1] on the device."""
+    for images, _ in batches(samples, batch_size):
+        yield images.to(device).float() / 255.0

@@ -1,0 +1,261 @@
+"""One joint adaptation step: every box of the paper's framework in order.
+
+Loss = L_source + w_mix L_mix + w_fd L_fd + w_t (w_seed L_seed + w_unc L_unc + w_crf L_crf)
+
+The irreducible passes are five: teacher on the target; student forward and backward on source,
+target and mixed images; the frozen ImageNet encoder on the source. A mechanism whose weight is 0
+costs nothing, except for the student's target pass: it alone fills the running statistics of batch
+normalisation (see ssda/networks/normalisation.py), so without target losses it still runs, without
+gradient. Source and mixed images are normalised by their own batch and leave those statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ssda.datasets.batches import SourceBatch, TargetBatch
+from ssda.labels import IGNORE
+from ssda.method.losses import uncertainty_loss, weighted_loss
+from ssda.method.mixing import blur, jitter, mix, paste_mask
+from ssda.method.source import backward, mixed_precision, source_gradients
+from ssda.method.subdomains import select_seeds
+from ssda.method.teacher import PseudoLabels, pseudo_labels
+from ssda.method.trucrf import truncated_crf_loss
+from ssda.method.uncertainty import STATISTICS, entropy
+from ssda.networks.encoders import Encoder
+from ssda.networks.heads import enlarge
+from ssda.networks.normalisation import kept_statistics
+from ssda.networks.segmenter import Segmenter
+from ssda.params import Adapt
+from ssda.randomness import generator
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Who takes part in a step.
+
+    Attributes:
+        student: learns; in training mode.
+        teacher: its moving average; in evaluation mode, no gradients.
+        imagenet: frozen encoder; None where its distance weighs 0.
+    """
+
+    student: Segmenter
+    teacher: Segmenter
+    imagenet: Encoder | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What stays the same over all steps.
+
+    Attributes:
+        settings: the parameters of adaptation.
+        ratios: (C,) keep ratios of the classes.
+        things: train ids of the countable classes.
+        random_state: seeds every draw.
+    """
+
+    settings: Adapt
+    ratios: Tensor
+    things: tuple[int, ...]
+    random_state: int
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What the teacher gives to the student.
+
+    Attributes:
+        pseudo: labels, weights and q at the size of the image.
+        uncertainty: (N, h, w) on the logits' grid; None where no loss needs seeds.
+        seeds: (N, h, w) bool, m; None likewise.
+        grid_labels: (N, h, w) int64, the pseudo labels that seeds were drawn from.
+        entropy: scalar, mean entropy of the teacher in bits.
+    """
+
+    pseudo: PseudoLabels
+    uncertainty: Tensor | None
+    seeds: Tensor | None
+    grid_labels: Tensor
+    entropy: Tensor
+
+
+def joint_step(
+    networks: Networks, source: SourceBatch, target: TargetBatch, task: Task, step: int
+) -> dict[str, Tensor]:
+    """Add the gradients of one joint step to the student's; the caller updates the weights.
+
+    Args:
+        networks: student in training mode, teacher in evaluation mode.
+        source: labelled batch on the networks' device.
+        target: unlabelled batch of the same size.
+        task: what stays the same.
+        step: number of the step, from 0; addresses its random draws.
+
+    Returns:
+        Detached losses (`loss_...`, unweighted) and label-free indicators, all scalars but
+        `seed_share`, (C,), the share of each class's pseudo labels that are seeds (NaN: no label).
+    """
+    settings = task.settings
+    with kept_statistics(networks.student):
+        report = source_gradients(
+            networks.student,
+            networks.imagenet,
+            source,
+            settings.feature_distance,
+            settings.losses.feature_distance,
+            task.things,
+        )
+    guidance = guide(networks.teacher, target, task, step)
+    report |= indicators(guidance, len(task.ratios))
+    report |= target_gradients(networks.student, target, guidance, task, step)
+    if settings.losses.mix > 0:
+        with kept_statistics(networks.student):
+            report |= mixed_gradients(networks.student, source, target, guidance, task, step)
+    return report
+
+
+@torch.no_grad()
+def guide(teacher: Segmenter, target: TargetBatch, task: Task, step: int) -> Guidance:
+    """Pseudo labels, and by K stochastic head passes on one trunk, uncertainty and seeds."""
+    settings = task.settings.uncertainty
+    with mixed_precision(target.images):
+        embedding = teacher.embed(target.images)
+        logits = teacher.classifier(embedding)
+    logits = logits.float()
+    pseudo = pseudo_labels(
+        enlarge(logits, target.counted.shape[-2:]).softmax(dim=1),
+        target.counted,
+        threshold=settings.confidence_threshold,
+        weighting=settings.weighting,
+    )
+    probabilities = logits.softmax(dim=1)
+    confidence, labels = probabilities.max(dim=1)
+    labels = labels.masked_fill(~shrink_mask(target.counted, logits.shape[-2:]), IGNORE)
+    uncertainty = seeds = None
+    if needs_seeds(task):
+        masks = teacher.draw_masks(settings.passes, _generators(task, "teacher", step, len(labels)))
+        members = teacher.classify(embedding.float(), masks).softmax(dim=2)
+        uncertainty = STATISTICS[settings.statistic](members)
+        seeds = select_seeds(
+            labels, uncertainty, confidence, task.ratios, min_pixels=settings.min_pixels
+        )
+        if settings.max_uncertainty is not None:
+            seeds &= uncertainty <= settings.max_uncertainty
+    return Guidance(pseudo, uncertainty, seeds, labels, entropy(probabilities, 1).mean())
+
+
+def target_gradients(
+    student: Segmenter, target: TargetBatch, guidance: Guidance, task: Task, step: int
+) -> dict[str, Tensor]:
+    """Gradients of w_t (w_seed L_seed + w_unc L_unc + w_crf L_crf), from one target pass."""
+    settings = task.settings
+    weights = settings.losses
+    images = target.images
+    if settings.augmentation.jitter_target:
+        images = jitter(
+            images, settings.augmentation, _generators(task, "target jitter", step, len(images))
+        )
+    learns = weights.target * max(weights.seed, weights.uncertainty, settings.trucrf.weight) > 0
+    with torch.set_grad_enabled(learns), mixed_precision(images):
+        embedding = student.embed(images)
+    if not learns:
+        return {}
+    with mixed_precision(images):
+        logits = student.classifier(embedding)
+    logits = logits.float()
+    losses: dict[str, Tensor] = {}
+    total = logits.new_zeros(())
+    if weights.seed > 0:
+        assert guidance.seeds is not None
+        labels = guidance.pseudo.labels
+        seeds = enlarge_mask(guidance.seeds, labels.shape[-2:])
+        losses["seed"] = weighted_loss(
+            enlarge(logits, labels.shape[-2:]), labels, guidance.pseudo.weights * seeds
+        )
+        total = total + weights.seed * losses["seed"]
+    if weights.uncertainty > 0:
+        passes = settings.uncertainty.student_passes
+        masks = student.draw_masks(passes, _generators(task, "student", step, len(images)))
+        losses["uncertainty"] = uncertainty_loss(student.classify(embedding.float(), masks))
+        total = total + weights.uncertainty * losses["uncertainty"]
+    if settings.trucrf.weight > 0:
+        assert guidance.seeds is not None
+        losses["trucrf"] = truncated_crf_loss(
+            logits.softmax(dim=1),
+            functional.adaptive_avg_pool2d(target.images, list(logits.shape[-2:])),
+            guidance.seeds,
+            radius=settings.trucrf.radius,
+            sigma_xy=settings.trucrf.sigma_xy,
+            sigma_rgb=settings.trucrf.sigma_rgb,
+        )
+        total = total + settings.trucrf.weight * losses["trucrf"]
+    backward(weights.target * total)
+    return {f"loss_{name}": loss.detach() for name, loss in losses.items()}
+
+
+def mixed_gradients(
+    student: Segmenter,
+    source: SourceBatch,
+    target: TargetBatch,
+    guidance: Guidance,
+    task: Task,
+    step: int,
+) -> dict[str, Tensor]:
+    """Gradients of w_mix L_mix: mix, jitter, blur, each drawn for each image."""
+    settings = task.settings
+    generators = _generators(task, "mixing", step, len(source.images))
+    mask = paste_mask(source.labels, generators)
+    images = mix(mask, source.images, target.images)
+    images = jitter(images, settings.augmentation, generators)
+    images = blur(images, settings.augmentation, generators)
+    labels = mix(mask, source.labels, guidance.pseudo.labels)
+    weights = mix(mask, torch.ones_like(guidance.pseudo.weights), guidance.pseudo.weights)
+    with mixed_precision(images):
+        logits = student(images)
+    loss = weighted_loss(enlarge(logits.float(), labels.shape[-2:]), labels, weights)
+    backward(settings.losses.mix * loss)
+    return {"loss_mix": loss.detach()}
+
+
+@torch.no_grad()
+def indicators(guidance: Guidance, num_classes: int) -> dict[str, Tensor]:
+    """Label-free indicators of how adaptation goes."""
+    report = {"certain_share": guidance.pseudo.certain_share, "entropy": guidance.entropy}
+    if guidance.uncertainty is not None and guidance.seeds is not None:
+        flat = guidance.grid_labels.flatten()
+        counts = guidance.entropy.new_zeros(2, IGNORE + 1)
+        counts[0].index_add_(0, flat, torch.ones_like(flat, dtype=counts.dtype))
+        counts[1].index_add_(0, flat, guidance.seeds.flatten().to(counts.dtype))
+        report["uncertainty"] = guidance.uncertainty.mean()
+        report["seeds"] = guidance.seeds.float().mean()
+        report["seed_share"] = (counts[1] / counts[0])[:num_classes]
+    return report
+
+
+def needs_seeds(task: Task) -> bool:
+    """Whether any loss of positive weight looks at seeds."""
+    weights = task.settings.losses
+    return weights.target > 0 and (weights.seed > 0 or task.settings.trucrf.weight > 0)
+
+
+def shrink_mask(mask: Tensor, size: torch.Size) -> Tensor:
+    """Mask (N, H, W) on a coarser grid: only cells that are wholly True stay True."""
+    share = functional.adaptive_avg_pool2d(mask.float().unsqueeze(1), list(size))
+    return share.squeeze(1) >= 1.0 - 1e-6
+
+
+def enlarge_mask(mask: Tensor, size: torch.Size) -> Tensor:
+    """Mask (N, h, w) on a finer grid, by nearest neighbour."""
+    return functional.interpolate(mask.float().unsqueeze(1), list(size)).squeeze(1) > 0.5
+
+
+def _generators(task: Task, purpose: str, step: int, count: int) -> list[np.random.Generator]:
+    first = step * count
+    return [generator(task.random_state, purpose, first + i) for i in range(count)]

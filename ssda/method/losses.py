@@ -1,0 +1,70 @@
+"""Pure losses on logits, labels and features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ssda.labels import IGNORE
+from ssda.method.uncertainty import mutual_information
+
+
+def source_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy in nats, mean over labelled pixels; 0 where there are none.
+
+    Args:
+        logits: (N, C, H, W).
+        labels: (N, H, W) int64, IGNORE does not count.
+    """
+    total = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+    return total / (labels != IGNORE).sum().clamp_min(1)
+
+
+def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Cross entropy in nats times a weight a pixel, mean over *all* pixels.
+
+    Args:
+        logits: (N, C, H, W).
+        labels: (N, H, W) int64, IGNORE does not count.
+        weights: (N, H, W), >= 0.
+    """
+    losses = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    return (losses * weights).mean()
+
+
+def uncertainty_loss(logits: Tensor) -> Tensor:
+    """Mutual information of the student's own passes in bits, mean over pixels, with gradient.
+
+    Args:
+        logits: (K, N, C, H, W) of K stochastic passes; the loss pulls them together.
+    """
+    return mutual_information(logits.softmax(dim=2)).mean()
+
+
+def thing_cells(
+    labels: Tensor, things: tuple[int, ...], size: torch.Size, min_share: float
+) -> Tensor:
+    """Cells (N, h, w) bool in which one thing class covers at least min_share.
+
+    Args:
+        labels: (N, H, W) int64.
+        things: train ids of the countable classes.
+        size: (h, w) of the cells.
+        min_share: in (0, 1].
+    """
+    classes = torch.tensor(things, device=labels.device).view(1, -1, 1, 1)
+    covered = functional.adaptive_avg_pool2d((labels.unsqueeze(1) == classes).float(), list(size))
+    return (covered >= min_share).any(dim=1)
+
+
+def feature_distance(features: Tensor, reference: Tensor, cells: Tensor) -> Tensor:
+    """L2 distance of features over channels, mean over the cells; 0 where there are none.
+
+    Args:
+        features: (N, D, h, w) of the student; gets the gradient.
+        reference: (N, D, h, w) of the frozen ImageNet encoder.
+        cells: (N, h, w) bool.
+    """
+    distances = torch.linalg.vector_norm(features.float() - reference.float(), dim=1)
+    return (distances * cells).sum() / cells.sum().clamp_min(1)

@@ -1,0 +1,121 @@
+"""Structural adaptation (StrIA): seeds spread to like-coloured neighbours, within a window.
+
+For a pixel a that is no seed and a seed b with |dx|, |dy| <= R and a != b:
+
+    G(a, b) = exp(-|xy_a - xy_b|^2 / (2 sigma_xy^2) - |rgb_a - rgb_b|^2 / (2 sigma_rgb^2))
+    L = sum_{a, b} (1 - m_a) m_b G(a, b) (1 - p_a . p_b) / max(1, sum_a (1 - m_a))
+
+Truncating the field to a window makes it linear in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from types import EllipsisType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def truncated_crf_loss(
+    probabilities: Tensor,
+    image: Tensor,
+    seed_mask: Tensor,
+    *,
+    radius: int,
+    sigma_xy: float,
+    sigma_rgb: float,
+) -> Tensor:
+    """The truncated conditional random field's energy with Potts compatibility.
+
+    Args:
+        probabilities: (N, C, H, W), a distribution over C for each pixel; gets the gradient.
+        image: (N, 3, H, W) in [0, 1], at the size of the probabilities.
+        seed_mask: (N, H, W) bool, m.
+        radius: half width R of the window, >= 1.
+        sigma_xy: spatial bandwidth in pixels.
+        sigma_rgb: colour bandwidth on [0, 1].
+
+    Returns:
+        A scalar, >= 0.
+
+    Raises:
+        ValueError: shapes that do not agree.
+    """
+    count, _, height, width = probabilities.shape
+    if image.shape != (count, 3, height, width) or seed_mask.shape != (count, height, width):
+        raise ValueError(
+            f"probabilities {tuple(probabilities.shape)} need an image {(count, 3, height, width)} "
+            f"and a seed mask {(count, height, width)}, "
+            f"not {tuple(image.shape)} and {tuple(seed_mask.shape)}"
+        )
+    loss: Any = _TruncatedCRF.apply(probabilities, image, seed_mask, radius, sigma_xy, sigma_rgb)
+    return loss
+
+
+class _TruncatedCRF(torch.autograd.Function):
+    """Energy and closed-form gradient, from one pass over half of the window.
+
+    With the symmetric pair weights S = W + W^T, L = sum W - 1/2 sum_a p_a . (S p)_a and
+    dL/dp_a = -(S p)_a, so S p is all that is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        probabilities: Tensor,
+        image: Tensor,
+        seed_mask: Tensor,
+        radius: int,
+        sigma_xy: float,
+        sigma_rgb: float,
+    ) -> Tensor:
+        precise = torch.promote_types(probabilities.dtype, torch.float32)
+        values = probabilities.to(precise)
+        colours = image.to(precise)
+        seeds = seed_mask.to(precise)
+        spread = torch.zeros_like(values)  # S p
+        total = values.new_zeros(())  # sum W
+        for here, there, distance in _half_window(values.shape[-2:], radius):
+            colour = (colours[here] - colours[there]).square().sum(1)
+            weight = torch.exp(
+                -colour / (2 * sigma_rgb**2) - distance / (2 * sigma_xy**2)
+            ) * torch.logical_xor(seed_mask[here], seed_mask[there])
+            total += weight.sum()
+            spread[here] += weight.unsqueeze(1) * values[there]
+            spread[there] += weight.unsqueeze(1) * values[here]
+        others = (1.0 - seeds).sum().clamp_min(1.0)
+        ctx.save_for_backward(spread, others)
+        ctx.dtype = probabilities.dtype
+        return (total - 0.5 * (values * spread).sum()) / others
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        spread, others = ctx.saved_tensors
+        return (-spread * (gradient / others)).to(ctx.dtype), None, None, None, None, None
+
+
+Region = tuple[EllipsisType, slice, slice]
+
+
+def _half_window(size: torch.Size, radius: int) -> Iterator[tuple[Region, Region, float]]:
+    """Every unordered pair of positions once: overlapping regions and their squared distance."""
+    height, width = size
+    for dy in range(min(radius, height - 1) + 1):
+        for dx in range(-radius, radius + 1):
+            if (dy == 0 and dx <= 0) or abs(dx) >= width:
+                continue
+            left, right = max(0, -dx), width - max(0, dx)
+            here = (..., slice(0, height - dy), slice(left, right))
+            there = (..., slice(dy, height), slice(left + dx, right + dx))
+            yield here, there, float(dx * dx + dy * dy)
+
+
+def window_weight(radius: int, sigma_xy: float) -> float:
+    """Sum of the pair weights of a window of one colour: how strong a radius makes the loss."""
+    line = [math.exp(-d * d / (2 * sigma_xy**2)) for d in range(-radius, radius + 1)]
+    return sum(line) ** 2 - 1.0

@@ -1,0 +1,341 @@
+"""Typed parameters: what params.yaml may say. The file itself is the only place with defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+Count = Annotated[int, Field(ge=0)]
+PositiveCount = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+Size = tuple[PositiveCount, PositiveCount]
+Passes = Annotated[int, Field(ge=2)]
+SectionType = TypeVar("SectionType", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A frozen section that knows all its keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Source(Section):
+    """The labelled raw set."""
+
+    layout: str
+    """Name of a layout, or path of a layout YAML."""
+    root: str
+    """Folder of the raw set."""
+    split: str
+    """Split of the raw set."""
+    marker: str
+    """A file below root, by which DVC joins the stage that makes the raw set."""
+
+
+class Target(Section):
+    """The raw set to adapt to."""
+
+    layout: str
+    """Name of a layout, or path of a layout YAML."""
+    root: str
+    """Folder of the raw set."""
+    train: str
+    """Split that is adapted to; its labels are never opened."""
+    validation: str
+    """Labelled split for the validation curve."""
+    report: str
+    """Labelled split for the reported figures."""
+
+
+class Images(Section):
+    """Sizes in (width, height) pixels."""
+
+    source_size: Size | None
+    """Size that source images are resized to; None keeps them."""
+    target_size: Size | None
+    """Size that target images are resized to; None keeps them."""
+    crop: Size
+    """Training crops."""
+
+
+class Sampling(Section):
+    """How source images and crops are drawn."""
+
+    max_class_share: PositiveShare
+    """A crop is drawn again while one class fills more than this share."""
+    rare_class_temperature: Positive | None
+    """T of rare class sampling; None draws images evenly."""
+    min_pixels: Count
+    """An image shows a class from this many pixels on."""
+    min_crop_ratio: NonNegative
+    """A crop must hold min_pixels times this of the class drawn."""
+
+
+class Model(Section):
+    """The network."""
+
+    encoder: str
+    """Name of a timm encoder."""
+    weights: str | None
+    """File with the encoder's weights; None takes its ImageNet weights."""
+    channels: PositiveCount
+    """Width of the decode head."""
+    dropout: ShareBelowOne
+    """Share of the head's channels dropped before the classifier."""
+
+
+class Optimiser(Section):
+    """AdamW with linear warm-up and linear decay."""
+
+    learning_rate: Positive
+    """Learning rate of the encoder."""
+    head_factor: Positive
+    """The head's learning rate is this many times the encoder's."""
+    weight_decay: NonNegative
+    """Decoupled weight decay."""
+    warmup: Count
+    """Steps of linear warm-up."""
+
+
+class Pretrain(Section):
+    """Training on the source alone."""
+
+    iterations: Count
+    """Optimiser steps; 0 leaves the ImageNet encoder as it is."""
+    batch_size: PositiveCount
+    """Images a step over all processes."""
+    validate_every: Count
+    """Steps between points of the validation curve; 0 for none."""
+    optimiser: Optimiser
+    """How the weights are updated."""
+    feature_distance_weight: NonNegative
+    """Weight of the distance to the ImageNet features."""
+
+
+class Margins(Section):
+    """Rims of a target image whose pseudo labels never count, in pixels after resizing."""
+
+    top: Count
+    """Rows at the top."""
+    bottom: Count
+    """Rows at the bottom (the own car's bonnet)."""
+    left: Count
+    """Columns at the left."""
+    right: Count
+    """Columns at the right."""
+
+
+class Uncertainty(Section):
+    """Bayesian uncertainty and dynamic subdomains."""
+
+    statistic: Literal["mutual_information", "predictive_entropy", "confidence"]
+    """What ranks the pixels."""
+    passes: Passes
+    """Monte-Carlo head passes of the teacher."""
+    student_passes: Passes
+    """Head passes of the uncertainty loss."""
+    beta: Positive
+    """Keep ratio r_c = min(1, beta (1 - ln w_c))."""
+    confidence_threshold: Share
+    """Pseudo labels with at least this confidence count as certain."""
+    weighting: Literal["share", "pixel"]
+    """Target pixels weigh q each, or 1 where certain and 0 elsewhere."""
+    max_uncertainty: NonNegative | None
+    """Ceiling on the uncertainty of a seed; None for no ceiling."""
+    min_pixels: Count
+    """Classes with no more pixels than this in a batch get no seeds."""
+
+
+class Losses(Section):
+    """Weights of the losses."""
+
+    mix: NonNegative
+    """Cross entropy on mixed images."""
+    target: NonNegative
+    """w_t, a factor on the seed, uncertainty and TruCRF losses."""
+    seed: NonNegative
+    """Cross entropy on seeds."""
+    uncertainty: NonNegative
+    """Mutual information of the student's own head passes."""
+    feature_distance: NonNegative
+    """Distance to the frozen ImageNet features."""
+
+
+class TruCRF(Section):
+    """The truncated conditional random field."""
+
+    weight: NonNegative
+    """w_crf."""
+    radius: PositiveCount
+    """Half width of the window, in pixels of the logits' grid."""
+    sigma_xy: Positive
+    """Spatial bandwidth, in pixels of the logits' grid."""
+    sigma_rgb: Positive
+    """Colour bandwidth, on colours in [0, 1]."""
+
+
+class FeatureDistance(Section):
+    """Where features are compared."""
+
+    min_share: PositiveShare
+    """A cell counts where one thing class covers at least this share of it."""
+    stride: Literal[4, 8, 16, 32]
+    """Stride of the encoder stage, in pixels."""
+
+
+class Augmentation(Section):
+    """Colour jitter and blur."""
+
+    jitter_strength: Annotated[float, Field(ge=0, le=0.5)]
+    """Range of brightness, contrast, saturation and hue."""
+    jitter_probability: Share
+    """Share of images that are jittered."""
+    blur_probability: Share
+    """Share of images that are blurred."""
+    blur_sigma: tuple[Positive, Positive]
+    """Smallest and largest sigma, in pixels."""
+    jitter_target: bool
+    """Jitter the student's target images as well."""
+
+    @model_validator(mode="after")
+    def _sigma_is_a_range(self) -> Augmentation:
+        if self.blur_sigma[0] > self.blur_sigma[1]:
+            raise ValueError("blur_sigma must be [smallest, largest]")
+        return self
+
+
+class Adapt(Section):
+    """Joint adaptation."""
+
+    iterations: PositiveCount
+    """Optimiser steps."""
+    batch_size: PositiveCount
+    """Images a step and domain over all processes."""
+    validate_every: Count
+    """Steps between points of the validation curve; 0 for none."""
+    optimiser: Optimiser
+    """How the weights are updated."""
+    teacher_momentum: ShareBelowOne
+    """Largest momentum of the teacher's moving average."""
+    margins: Margins
+    """Rims of target images that never count."""
+    uncertainty: Uncertainty
+    """Statistical adaptation."""
+    losses: Losses
+    """Weights."""
+    trucrf: TruCRF
+    """Structural adaptation."""
+    feature_distance: FeatureDistance
+    """Where features are compared."""
+    augmentation: Augmentation
+    """Jitter and blur."""
+
+
+class Evaluate(Section):
+    """Scores and pictures."""
+
+    batch_size: PositiveCount
+    """Images a forward pass."""
+    passes: Passes
+    """Monte-Carlo passes of the uncertainty shown."""
+    pictures: Count
+    """Images shown in the picture."""
+    subsets: tuple[Literal[16, 13], ...]
+    """Further mIoU over the classes that SYNTHIA shows."""
+
+
+class Runtime(Section):
+    """What changes no result."""
+
+    device: Literal["auto", "cuda", "cpu"]
+    """Where to compute."""
+    workers: Count
+    """Processes that load images."""
+    log_every: PositiveCount
+    """Steps between points of a training curve."""
+    progress: bool
+    """Show progress bars on a terminal."""
+    experiment: Annotated[str, Field(min_length=1)]
+    """Name of the MLflow experiment."""
+    register_as: Annotated[str | None, Field(alias="register")]
+    """Name under which MLflow registers the adapted network."""
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    random_state: Count
+    """Seeds every random draw."""
+    source: Source
+    """The labelled raw set."""
+    target: Target
+    """The raw set to adapt to."""
+    images: Images
+    """Sizes."""
+    sampling: Sampling
+    """How source images are drawn."""
+    model: Model
+    """The network."""
+    pretrain: Pretrain
+    """Stage pretrain."""
+    adapt: Adapt
+    """Stage adapt."""
+    evaluate: Evaluate
+    """Stage evaluate."""
+    runtime: Runtime
+    """What changes no result."""
+
+
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML 1.2 file, as plain Python objects.
+
+    Raises ValueError with one line that names the file where it is missing or no YAML.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{path}:{place} not valid YAML: {problem}") from error
+
+
+def validate(model: type[SectionType], values: Any, name: str) -> SectionType:
+    """The values as a checked model.
+
+    Raises ValueError with one line that names the file, the key, the value and what is allowed.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        given = "" if first["type"] == "missing" else f" = {first['input']!r}"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise ValueError(f"{name}: {key}{given}: {_allowed(first)}{more}") from error
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """The parameters in a file, checked; raises ValueError as `validate` does."""
+    return validate(Params, read_yaml(Path(path)), str(path))
+
+
+def _allowed(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "no such key"
+    if error["type"] == "missing":
+        return "missing"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return message[0].lower() + message[1:]

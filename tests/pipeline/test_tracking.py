@@ -1,0 +1,333 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from pipeline import tracking
+from pipeline.tracking import JOURNALS, register_model, run_key, stage_run, sync
+from ssda.params import Params, load_params
+
+# MLflow's own use of SQLAlchemy.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+REPOSITORY = Path(__file__).parents[2]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The main repository; its database is made once, and each test has an experiment in it."""
+    return tmp_path_factory.mktemp("repository")
+
+
+@pytest.fixture
+def params(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Params:
+    """Params of a stage that DVC runs in a workspace of its own, the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    monkeypatch.setenv("DVC_STAGE", "some")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", COMMIT)
+    Path("code.py").write_text("print('one')\n")
+    Path("dvc.yaml").write_text("stages: {convert: {cmd: none, deps: [code.py, data]}}\n")
+    loaded = load_params(REPOSITORY / "params.yaml")
+    runtime = loaded.runtime.model_copy(update={"experiment": request.node.name})
+    return loaded.model_copy(update={"runtime": runtime})
+
+
+def client(root: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+
+
+def runs(root: Path, params: Params) -> list[Run]:
+    """The experiment's runs, the oldest first."""
+    experiment = client(root).get_experiment_by_name(params.runtime.experiment)
+    if experiment is None:
+        return []
+    return list(client(root).search_runs([experiment.experiment_id], order_by=["start_time"]))
+
+
+def curve(root: Path, run: Run, name: str) -> list[tuple[int, float]]:
+    history = client(root).get_metric_history(run.info.run_id, name)
+    return sorted((point.step, point.value) for point in history)
+
+
+def work(stage: str, params: Params, steps: int = 3) -> None:
+    with stage_run(stage, params) as run:
+        for step in range(steps):
+            run.metrics({"loss": step / 2}, step)
+
+
+def state(root: Path, params: Params) -> object:
+    """All that MLflow knows of an experiment."""
+    return [
+        (run.to_dictionary(), [curve(root, run, name) for name in run.data.metrics])
+        for run in runs(root, params)
+    ]
+
+
+def with_radius(params: Params, radius: int) -> Params:
+    trucrf = params.adapt.trucrf.model_copy(update={"radius": radius})
+    return params.model_copy(update={"adapt": params.adapt.model_copy(update={"trucrf": trucrf})})
+
+
+def test_stages_share_one_run(params: Params, root: Path) -> None:
+    Path("picture.png").write_bytes(b"picture")
+    work("pretrain", params)
+    with stage_run("evaluate", params) as stage:
+        (open_run,) = runs(root, params)
+        assert open_run.info.status == "RUNNING"
+        stage.tag("device", "cpu")
+        stage.metrics({"miou": 50.0})
+        stage.artifact(Path("picture.png"), "pictures")
+    (run,) = runs(root, params)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == f"repro-{COMMIT[:7]}"
+    assert curve(root, run, "pretrain/loss") == [(0, 0.0), (1, 0.5), (2, 1.0)]
+    assert run.data.metrics["eval/miou"] == 50.0
+    assert run.data.params["adapt.trucrf.radius"] == str(params.adapt.trucrf.radius)
+    assert json.loads(run.data.params["images.crop"]) == list(params.images.crop)
+    assert not any(name.startswith("runtime") for name in run.data.params)
+    expected = {
+        "dvc.run_key": run_key(params, Path()),
+        "dvc.stage.pretrain": "finished",
+        "dvc.stage.evaluate": "finished",
+        "mlflow.source.git.commit": COMMIT,
+        "host": socket.gethostname(),
+        "device": "cpu",
+    }
+    assert expected.items() <= run.data.tags.items()
+    assert not any(name.startswith("dvc.reused") for name in run.data.tags)
+    (picture,) = client(root).list_artifacts(run.info.run_id, "pictures")
+    assert picture.path == "pictures/picture.png"
+    assert run.info.artifact_uri.startswith((root / "mlruns").as_uri())
+
+
+def test_journal_is_deterministic(params: Params) -> None:
+    journal = JOURNALS / "adapt.json"
+    contents: list[str] = []
+    for names in (("a", "b"), ("b", "a")):
+        with stage_run("adapt", params) as run:
+            for step in (0, 10):
+                for name in names:
+                    run.metrics({name: 1 / 3}, step)
+            run.artifact(Path("code.py").absolute())
+        contents.append(journal.read_text())
+    assert contents[0] == contents[1]
+    third = [[0, 1 / 3], [10, 1 / 3]]
+    assert json.loads(contents[0]) == {
+        "stage": "adapt",
+        "metrics": {"adapt/a": third, "adapt/b": third},
+        "artifacts": {"code.py": ""},
+    }
+    assert [path.name for path in JOURNALS.iterdir()] == ["adapt.json"]
+
+
+def test_values_that_are_no_number_are_skipped(params: Params, root: Path) -> None:
+    with stage_run("adapt", params) as run:
+        run.metrics({"a": float("nan"), "b": float("inf"), "c": None, "d": 1.0}, 5)
+    assert list(runs(root, params)[0].data.metrics) == ["adapt/d"]
+    assert list(json.loads((JOURNALS / "adapt.json").read_text())["metrics"]) == ["adapt/d"]
+
+
+def test_many_points_arrive_once(
+    params: Params, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "SEND_EVERY", 0.0)
+    work("pretrain", params, steps=30)
+    (run,) = runs(root, params)
+    assert len(curve(root, run, "pretrain/loss")) == 30
+
+
+def test_reused_stage_is_filled_in(params: Params, root: Path) -> None:
+    Path("shares.csv").write_text("road,25\n")
+    with stage_run("convert", params) as stage:
+        stage.metrics({"images": 400})
+        stage.artifact(Path("shares.csv"))
+    work("pretrain", params)
+    other = with_radius(params, 3)
+    work("adapt", other)
+    run = runs(root, params)[-1]
+    assert run.data.params["adapt.trucrf.radius"] == "3"
+    assert run.data.tags["dvc.reused.convert"] == run.data.tags["dvc.reused.pretrain"] == "true"
+    assert "dvc.reused.adapt" not in run.data.tags
+    assert run.data.metrics["convert/images"] == 400
+    assert curve(root, run, "pretrain/loss") == [(0, 0.0), (1, 0.5), (2, 1.0)]
+    assert [file.path for file in client(root).list_artifacts(run.info.run_id)] == ["shares.csv"]
+
+
+def test_without_dvc_nothing_is_filled_in(
+    params: Params, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work("pretrain", params)
+    monkeypatch.delenv("DVC_STAGE")
+    work("adapt", with_radius(params, 3))
+    assert set(runs(root, params)[-1].data.metrics) == {"adapt/loss"}
+
+
+def test_stage_that_runs_again_starts_a_fresh_run(params: Params, root: Path) -> None:
+    work("pretrain", params)
+    work("adapt", params)
+    work("adapt", params)
+    work("evaluate", params)
+    old, new = runs(root, params)
+    assert old.data.tags["dvc.superseded"] == new.info.run_id
+    assert "eval/loss" not in old.data.metrics
+    assert new.data.tags["dvc.reused.pretrain"] == "true"
+    for name in ("pretrain/loss", "adapt/loss", "eval/loss"):
+        assert curve(root, new, name) == [(0, 0.0), (1, 0.5), (2, 1.0)]
+
+
+def test_interrupted_stage_goes_on(params: Params, root: Path) -> None:
+    with pytest.raises(RuntimeError, match="boom"), stage_run("adapt", params) as stage:
+        stage.metrics({"loss": 0.0}, 0)
+        stage.metrics({"loss": 0.5}, 1)
+        raise RuntimeError("boom")
+    (run,) = runs(root, params)
+    assert run.info.status == "FAILED"
+    assert curve(root, run, "adapt/loss") == [(0, 0.0), (1, 0.5)]
+    assert "dvc.stage.adapt" not in run.data.tags
+    assert not JOURNALS.exists()
+    with stage_run("adapt", params) as stage:
+        stage.metrics({"loss": 0.5}, 1)
+        stage.metrics({"loss": 1.0}, 2)
+    (run,) = runs(root, params)
+    assert run.info.status == "FINISHED"
+    expected = [(0, 0.0), (1, 0.5), (2, 1.0)]
+    assert curve(root, run, "adapt/loss") == expected
+    journal = json.loads((JOURNALS / "adapt.json").read_text())
+    assert journal["metrics"]["adapt/loss"] == [list(point) for point in expected]
+
+
+def test_sync_twice_changes_nothing(params: Params, root: Path) -> None:
+    work("convert", params)
+    work("pretrain", params)
+    other = with_radius(params, 3)
+    assert sync(other, Path()) == ["convert", "pretrain"]
+    run = runs(root, params)[-1]
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"convert/loss": 1.0, "pretrain/loss": 1.0}
+    before = state(root, params)
+    assert sync(other, Path()) == []
+    assert sync(params, Path()) == []
+    assert state(root, params) == before
+
+
+def test_sync_finds_the_run_of_a_named_experiment(
+    params: Params, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "blue-cat")
+    work("adapt", params)
+    monkeypatch.delenv("DVC_EXP_NAME")
+    assert sync(params, Path()) == []
+    (run,) = runs(root, params)
+    assert (run.info.run_name, run.data.tags["dvc.exp_name"]) == ("blue-cat", "blue-cat")
+
+
+def test_sync_refuses_a_workspace_that_was_not_reproduced(params: Params) -> None:
+    command = [sys.executable, "-m", "pipeline.tracking", "sync"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    Path("params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_key_follows_all_that_makes_an_experiment(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [run_key(params, Path())]
+    keys.append(run_key(with_radius(params, 3), Path()))
+    Path("code.py").write_text("print('two')\n")
+    keys.append(run_key(params, Path()))
+    for name in ("demo/params.yaml", "data/inventory.json"):
+        Path(name).parent.mkdir()
+        Path(name).write_text("{}")
+        keys.append(run_key(params, Path()))
+    for name in ("blue-cat", "red-dog"):
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        keys.append(run_key(params, Path()))
+    assert len(set(keys)) == len(keys)
+    runtime = params.runtime.model_copy(update={"device": "cuda"})
+    assert run_key(params.model_copy(update={"runtime": runtime}), Path()) == keys[-1]
+
+
+def test_server_that_is_down_costs_one_line(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    start = time.monotonic()
+    work("adapt", params)
+    assert time.monotonic() - start < 8
+    output = capsys.readouterr()
+    assert output.err.startswith("warning: MLflow (127.0.0.1:9)")
+    assert output.err.count("\n") == 1 and output.out == ""
+    assert "secret" not in output.err
+    points = json.loads((JOURNALS / "adapt.json").read_text())["metrics"]["adapt/loss"]
+    assert points == [[0, 0.0], [1, 0.5], [2, 1.0]]
+
+
+def test_what_a_server_missed_is_sent_at_the_end(
+    params: Params, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise ConnectionError("gone")
+
+    with stage_run("adapt", params) as stage:
+        with monkeypatch.context() as patched:
+            patched.setattr(MlflowClient, "log_batch", gone)
+            for step in (0, 1):
+                stage.metrics({"loss": step / 2}, step)
+                stage.sender.submit(int).result()
+                stage.send_at = 0.0
+        stage.artifact(Path("code.py"))
+    assert capsys.readouterr().err.count("\n") == 1
+    (run,) = runs(root, params)
+    assert run.info.status == "FINISHED"
+    assert curve(root, run, "adapt/loss") == [(0, 0.0), (1, 0.5)]
+    assert [file.path for file in client(root).list_artifacts(run.info.run_id)] == ["code.py"]
+    assert "dvc.reused.adapt" not in run.data.tags
+
+
+def test_only_the_first_process_logs(
+    params: Params, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    work("adapt", params)
+    assert runs(root, params) == [] and not JOURNALS.exists()
+
+
+def test_register(params: Params, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runtime = params.runtime.model_copy(update={"register_as": "streets"})
+    named = params.model_copy(update={"runtime": runtime})
+    Path("adapted.safetensors").write_bytes(b"weights")
+    for _ in range(2):
+        with stage_run("adapt", named) as stage:
+            register_model(named, stage, Path("adapted.safetensors"))
+    assert capsys.readouterr().err == ""
+    version = client(root).get_model_version_by_alias("streets", "adapted")
+    assert int(version.version) == 2
+    assert version.run_id == runs(root, params)[-1].info.run_id
+    (file,) = client(root).list_artifacts(version.run_id, "model")
+    assert file.path == "model/adapted.safetensors"
+
+
+def test_mlflow_is_imported_late() -> None:
+    script = "import sys, pipeline.tracking; print('mlflow' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert done.stdout == "False\n"
