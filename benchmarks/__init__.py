@@ -1,0 +1,1 @@
+"""One command a question; results as JSON and a table."""

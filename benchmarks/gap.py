@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from pipeline.convert import convert
+from pipeline.paths import CONVERTED
 from ssda.datasets.conversion import convert_split
 from ssda.datasets.index import Index, read_index
 from ssda.datasets.layouts import load_layout
@@ -35,7 +36,6 @@ from ssda.networks.segmenter import Segmenter
 from ssda.params import Params, read_yaml, validate
 
 VARIANTS = ("source_only", "reestimated", "adapted", "source_longer", "oracle")
-CONVERTED = Path("data/converted")
 
 
 def parameters(overrides: list[str], random_state: int) -> Params:
@@ -74,8 +74,7 @@ def main() -> None:
 def run_state(params: Params, split: str, variants: list[str]) -> list[dict[str, Any]]:
     """All variants of one random state."""
     device = pick_device(params.runtime.device)
-    if not (CONVERTED / "target" / split / "index.json").exists():
-        convert(params)
+    convert(params)
     source = read_index(CONVERTED / "source" / "train")
     target = read_index(CONVERTED / "target" / "train")
     judged = read_index(CONVERTED / "target" / split)
@@ -109,7 +108,9 @@ def run_state(params: Params, split: str, variants: list[str]) -> list[dict[str,
             networks = start_networks(copy.deepcopy(pretrained), target, params)
             for step in adapt_steps(networks, source, target, params, CITYSCAPES):
                 if step.step % 50 == 0:
-                    print(step.step, {k: round(v, 3) for k, v in step.scalars().items()}, flush=True)
+                    print(
+                        step.step, {k: round(v, 3) for k, v in step.scalars().items()}, flush=True
+                    )
             record("adapted", networks.teacher, started)
     steps = params.pretrain.iterations + params.adapt.iterations
     if "source_longer" in variants:

@@ -25,7 +25,7 @@ def guard(work: Callable[[], object], *, debug: bool) -> None:
     """Do the work; a user's mistake ends the program with one line on stderr and exit code 1."""
     try:
         work()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
         sys.exit(f"error: {error}")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from pipeline import command
 from pipeline.inventory import raw_splits
+from pipeline.paths import CONVERTED, METRICS
 from ssda.datasets.conversion import convert_split, write_field_statistics
-from ssda.datasets.index import Index, write_text
+from ssda.datasets.index import Index
+from ssda.files import write_json
 from ssda.labels import CITYSCAPES
 from ssda.params import Params
-
-CONVERTED = Path("data/converted")
-METRICS = Path("metrics/convert.json")
 
 
 def convert(params: Params) -> dict[str, Any]:
@@ -38,7 +35,7 @@ def convert(params: Params) -> dict[str, Any]:
         metrics.setdefault(domain, {})[split] = summary(index, with_labels=raw.with_labels)
         if domain == "source":
             write_field_statistics(index, index.folder)
-    write_text(METRICS, json.dumps(metrics, indent=2) + "\n")
+    write_json(METRICS / "convert.json", metrics)
     return metrics
 
 
@@ -54,5 +51,19 @@ def summary(index: Index, *, with_labels: bool) -> dict[str, Any]:
     }
 
 
+def main(params: Params) -> None:
+    """The stage: convert, and log counts and class shares."""
+    from pipeline.tracking import stage_run
+
+    with stage_run("convert", params) as run:
+        metrics = convert(params)
+        for domain, splits in metrics.items():
+            for split, facts in splits.items():
+                run.metrics({f"{domain}.{split}.images": facts["images"]})
+        shares = metrics["source"]["train"]["class_shares"]
+        run.metrics({f"source.train.share.{name}": share for name, share in shares.items()})
+        run.artifact(METRICS / "convert.json")
+
+
 if __name__ == "__main__":
-    command.run(convert, __doc__)
+    command.run(main, __doc__)

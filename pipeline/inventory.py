@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import command
-from ssda.datasets.index import write_text
+from pipeline.paths import INVENTORY
 from ssda.datasets.layouts import Layout, find_images, find_labels, load_layout
+from ssda.files import write_text
 from ssda.params import Params
-
-INVENTORY = Path("data/inventory.json")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.command import guard
-from ssda.datasets.index import write_text
+from ssda.files import write_text
 from ssda.params import Params, load_params, read_yaml
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class StageRun:
 
 
 @contextmanager
-def stage_run(stage: str, params: Params) -> Iterator[StageRun]:
+def stage_run(stage: str, params: Params) -> Generator[StageRun]:
     """The experiment's run, open for a stage that is about to work.
 
     A stage that ends leaves its journal and a finished run, one that raises a failed run. Of
@@ -395,7 +395,7 @@ def _unreachable(error: Exception) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Generator[None]:
     """Holds a lock between processes, where the system has file locks."""
     try:
         import fcntl

@@ -248,7 +248,7 @@ class Evaluate(Section):
     """Images a forward pass."""
     passes: Passes
     """Monte-Carlo passes of the uncertainty shown."""
-    pictures: Count
+    pictures: PositiveCount
     """Images shown in the picture."""
     subsets: tuple[Literal[16, 13], ...]
     """Further mIoU over the classes that SYNTHIA shows."""

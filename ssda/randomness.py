@@ -1,4 +1,4 @@
-"""Addressed randomness: every draw depends on (random_state, purpose, position) and on nothing else.
+"""Addressed randomness: a draw depends on (random_state, purpose, position) and nothing else.
 
 So a sample or a step is the same in whichever order, process or session it is computed.
 """
@@ -11,5 +11,5 @@ import numpy as np
 
 
 def generator(random_state: int, purpose: str, *position: int) -> np.random.Generator:
-    """The random generator at an address, e.g. generator(0, "mixing", step, sample)."""
+    """The random generator at an address, such as (0, "mixing", sample)."""
     return np.random.default_rng([random_state, zlib.crc32(purpose.encode()), *position])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from ssda.datasets.index import Index, Record, write_index, write_text
+from ssda.datasets.index import Index, Record, write_index
 from ssda.datasets.layouts import (
     Layout,
     RawImage,
@@ -27,6 +27,7 @@ from ssda.datasets.layouts import (
     find_images,
     find_labels,
 )
+from ssda.files import write_text
 from ssda.labels import lookup_table
 
 Result = TypeVar("Result")

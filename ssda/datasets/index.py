@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ssda.files import write_text
 
 
 @dataclass(frozen=True)
@@ -99,17 +100,6 @@ def check_raw_files(index: Index) -> None:
             f"below {index.root} ({', '.join(changed[:3])}{', ...' if changed[3:] else ''}); "
             "run dvc repro"
         )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one go: a reader sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _record(values: dict[str, Any]) -> Record:

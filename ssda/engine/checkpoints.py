@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ssda.files import write_atomically
 from ssda.labels import LabelSpace
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Model
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Indented JSON with a final newline; NaN is an error."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda partial: void(partial.write_text(text, encoding="utf-8")))
-
-
-def void(_: object) -> None:
-    """Drop a result."""
 
 
 def save_network(path: Path, network: Segmenter, model: Model, space: LabelSpace) -> None:
@@ -49,7 +25,9 @@ def save_network(path: Path, network: Segmenter, model: Model, space: LabelSpace
         "colours": space.colours,
         "things": space.things,
     }
-    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    state = {
+        name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
+    }
     metadata = {"ssda": json.dumps(description)}
     write_atomically(path, lambda partial: save_file(state, str(partial), metadata))
 
@@ -64,7 +42,7 @@ def load_network(path: Path) -> tuple[Segmenter, LabelSpace]:
     try:
         with safe_open(str(path), "pt") as file:  # pyright: ignore[reportUnknownVariableType]
             metadata: dict[str, str] = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error})") from error
     if "ssda" not in metadata:
@@ -84,5 +62,7 @@ def load_network(path: Path) -> tuple[Segmenter, LabelSpace]:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{path}: weights do not fit: {str(error).splitlines()[1].strip()}") from error
+        raise ValueError(
+            f"{path}: weights do not fit: {str(error).splitlines()[1].strip()}"
+        ) from error
     return network.eval(), space

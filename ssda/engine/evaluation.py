@@ -7,10 +7,15 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from ssda.datasets.index import Index
 from ssda.datasets.loading import EvaluationSamples
-from ssda.engine.metrics import confusion_matrix
+from ssda.engine.metrics import confusion_matrix, mean_iou
+from ssda.labels import LabelSpace
+from ssda.method.uncertainty import predictive_entropy
 from ssda.networks.heads import enlarge
 from ssda.networks.segmenter import Segmenter
+from ssda.params import Params
+from ssda.randomness import generator
 
 
 def score(
@@ -33,6 +38,14 @@ def score(
     return total
 
 
+def validation_score(
+    network: Segmenter, index: Index, params: Params, space: LabelSpace
+) -> float | None:
+    """MIoU in per cent on a labelled split, for the curve: nothing may choose by it."""
+    samples = EvaluationSamples(index, params.images.target_size)
+    return mean_iou(score(network, samples, space.num_classes, params.evaluate.batch_size))
+
+
 @torch.inference_mode()
 def predict(network: Segmenter, images: Tensor) -> Tensor:
     """Logits (N, C, h, w) of images (N, 3, H, W) uint8, in evaluation mode."""
@@ -42,6 +55,31 @@ def predict(network: Segmenter, images: Tensor) -> Tensor:
     logits = network(images.to(device).float() / 255.0)
     network.train(training)
     return logits
+
+
+def predict_labels(network: Segmenter, image: Tensor, size: torch.Size) -> Tensor:
+    """Train ids (H, W) uint8 on the CPU, at `size`, of one image (3, h, w) uint8."""
+    return enlarge(predict(network, image.unsqueeze(0)), size).argmax(1)[0].to("cpu", torch.uint8)
+
+
+@torch.inference_mode()
+def predict_uncertainty(
+    network: Segmenter, image: Tensor, size: torch.Size, passes: int, random_state: int
+) -> Tensor:
+    """Predictive entropy (H, W) in [0, 1] of K stochastic passes, on the CPU, at `size`.
+
+    Args:
+        network: in evaluation mode.
+        image: (3, h, w) uint8.
+        size: of the result.
+        passes: K.
+        random_state: seeds the dropout.
+    """
+    device = network.classifier.weight.device
+    embedding = network.embed(image.unsqueeze(0).to(device).float() / 255.0)
+    masks = network.draw_masks(passes, [generator(random_state, "prediction")])
+    uncertainty = predictive_entropy(network.classify(embedding, masks).softmax(dim=2))
+    return enlarge(uncertainty.unsqueeze(1), size)[0, 0].cpu()
 
 
 def _confusion(logits: Tensor, label: Tensor, num_classes: int) -> Tensor:

@@ -38,14 +38,14 @@ def confusion_matrix(
 
 
 def intersection_over_union(confusion: Tensor) -> Tensor:
-    """IoU of each class in per cent, (C,) float64; NaN for a class in neither truth nor prediction."""
+    """IoU of each class in per cent, (C,) float64; NaN where neither side has the class."""
     counts = confusion.double()
     hits = counts.diagonal()
     return 100.0 * hits / (counts.sum(0) + counts.sum(1) - hits)
 
 
 def mean_iou(confusion: Tensor, without: tuple[int, ...] = ()) -> float | None:
-    """mIoU in per cent over the classes that the truth shows; None where it shows none.
+    """MIoU in per cent over the classes that the truth shows; None where it shows none.
 
     A class that the truth never shows is left out of the mean, as are those in `without`.
     """

@@ -43,9 +43,7 @@ def pretrain_steps(
     device = network.classifier.weight.device
     weight = settings.feature_distance_weight
     imagenet = frozen_encoder(copy.deepcopy(network.encoder)) if weight > 0 else None
-    samples = SourceSamples(
-        source, params.images, params.sampling, params.random_state, "pretrain"
-    )
+    samples = SourceSamples(source, params.images, params.sampling, params.random_state, "pretrain")
     batches = source_batches(
         samples, range(settings.iterations), settings.batch_size, params.runtime.workers
     )

@@ -189,7 +189,7 @@ def target_gradients(
         assert guidance.seeds is not None
         losses["trucrf"] = truncated_crf_loss(
             logits.softmax(dim=1),
-            functional.adaptive_avg_pool2d(target.images, list(logits.shape[-2:])),
+            functional.adaptive_avg_pool2d(target.images, (logits.shape[-2], logits.shape[-1])),
             guidance.seeds,
             radius=settings.trucrf.radius,
             sigma_xy=settings.trucrf.sigma_xy,
@@ -247,7 +247,7 @@ def needs_seeds(task: Task) -> bool:
 
 def shrink_mask(mask: Tensor, size: torch.Size) -> Tensor:
     """Mask (N, H, W) on a coarser grid: only cells that are wholly True stay True."""
-    share = functional.adaptive_avg_pool2d(mask.float().unsqueeze(1), list(size))
+    share = functional.adaptive_avg_pool2d(mask.float().unsqueeze(1), (size[0], size[1]))
     return share.squeeze(1) >= 1.0 - 1e-6
 
 

@@ -54,7 +54,9 @@ def thing_cells(
         min_share: in (0, 1].
     """
     classes = torch.tensor(things, device=labels.device).view(1, -1, 1, 1)
-    covered = functional.adaptive_avg_pool2d((labels.unsqueeze(1) == classes).float(), list(size))
+    covered = functional.adaptive_avg_pool2d(
+        (labels.unsqueeze(1) == classes).float(), (size[0], size[1])
+    )
     return (covered >= min_share).any(dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Dynamic subdomains (StaIA): the certain and balanced share of each class, drawn anew each step."""
+"""Dynamic subdomains (StaIA): the certain, balanced share of each class, drawn anew each step."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def update_teacher(teacher: nn.Module, student: nn.Module, step: int, momentum: 
             current.append(student_state[name])
         else:
             value.copy_(student_state[name])
-    torch._foreach_lerp_(averaged, current, 1.0 - share)  # pyright: ignore[reportPrivateUsage]
+    torch._foreach_lerp_(averaged, current, 1.0 - share)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ Truncating the field to a window makes it linear in pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from types import EllipsisType
 from typing import Any
@@ -113,9 +112,3 @@ def _half_window(size: torch.Size, radius: int) -> Iterator[tuple[Region, Region
             here = (..., slice(0, height - dy), slice(left, right))
             there = (..., slice(dy, height), slice(left + dx, right + dx))
             yield here, there, float(dx * dx + dy * dy)
-
-
-def window_weight(radius: int, sigma_xy: float) -> float:
-    """Sum of the pair weights of a window of one colour: how strong a radius makes the loss."""
-    line = [math.exp(-d * d / (2 * sigma_xy**2)) for d in range(-radius, radius + 1)]
-    return sum(line) ** 2 - 1.0

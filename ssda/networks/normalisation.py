@@ -7,7 +7,7 @@ statistics that mix domains cost more than any loss brings. Networks without bat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 import torch
@@ -21,8 +21,8 @@ def batch_normalisations(network: nn.Module) -> list[_BatchNorm]:
 
 
 @contextmanager
-def kept_statistics(network: nn.Module) -> Iterator[None]:
-    """Training passes inside normalise by their own batch and leave the running statistics alone."""
+def kept_statistics(network: nn.Module) -> Generator[None]:
+    """Training passes inside normalise by their own batch and leave running statistics alone."""
     layers = batch_normalisations(network)
     momenta = [layer.momentum for layer in layers]
     for layer in layers:

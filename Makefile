@@ -1,0 +1,32 @@
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: setup repro test lint use lock bench
+
+setup: .venv/.installed          ## virtual environment with pinned packages and the project
+
+.venv/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make setup PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	touch $@
+
+repro: setup                     ## the whole pipeline, or what of it has changed
+	dvc repro
+
+test: setup                      ## the tests, two at a time
+	pytest -n 2
+
+lint: setup                      ## style and types
+	ruff check .
+	ruff format --check .
+	pyright
+
+use: setup                       ## make use PRESET=gta_small: take a preset as params.yaml
+	python -m pipeline.presets $(PRESET)
+
+bench: setup                     ## how wide the demo's gap is and how much is closed (hours)
+	python -m benchmarks.gap --states 0 1 2 --split report
+
+lock: setup                      ## pin what is installed now
+	.venv/bin/python -m pip freeze --exclude-editable > requirements.lock

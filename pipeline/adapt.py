@@ -1,0 +1,70 @@
+"""Stage adapt: joint statistical and structural adaptation. The teacher is the result."""
+
+from __future__ import annotations
+
+from pipeline import command
+from pipeline.paths import (
+    ADAPTED,
+    METRICS,
+    PRETRAINED,
+    SOURCE_TRAIN,
+    STUDENT,
+    TARGET_TRAIN,
+    TARGET_VALIDATION,
+)
+from ssda.params import Params
+
+
+def adapt(params: Params) -> None:
+    """Adapt the pretrained network; writes the teacher, the student and the curves.
+
+    Raises ValueError for a user's mistake, FloatingPointError where training diverges.
+    """
+    from pipeline.report import follow
+    from pipeline.tracking import register_model, stage_run
+    from ssda.datasets.index import check_raw_files, read_index
+    from ssda.engine.adapting import adapt_steps, start_networks
+    from ssda.engine.checkpoints import load_network, save_network
+    from ssda.engine.device import pick_device
+    from ssda.engine.evaluation import validation_score
+    from ssda.files import write_json
+
+    device = pick_device(params.runtime.device)
+    source = read_index(SOURCE_TRAIN)
+    target = read_index(TARGET_TRAIN)
+    validation = read_index(TARGET_VALIDATION)
+    check_raw_files(source)
+    check_raw_files(target)
+    student, space = load_network(PRETRAINED)
+    networks = start_networks(student.to(device), target, params)
+
+    def validate() -> dict[str, float | None]:
+        return {
+            "validation_miou": validation_score(networks.teacher, validation, params, space),
+            "validation_miou_student": validation_score(
+                networks.student, validation, params, space
+            ),
+        }
+
+    with stage_run("adapt", params) as run:
+        run.tag("device", device.type)
+        settings = params.adapt
+        follow(
+            adapt_steps(networks, source, target, params, space),
+            settings.iterations,
+            params,
+            run,
+            space.names,
+            validate,
+            settings.validate_every,
+            METRICS / "adapt",
+        )
+        save_network(STUDENT, networks.student, params.model, space)
+        save_network(ADAPTED, networks.teacher, params.model, space)
+        metrics = {name: None if v is None else round(v, 3) for name, v in validate().items()}
+        write_json(METRICS / "adapt.json", metrics)
+        register_model(params, run, ADAPTED)
+
+
+if __name__ == "__main__":
+    command.run(adapt, __doc__)

@@ -1,0 +1,154 @@
+"""Stage evaluate: scores and pictures on the reporting split, the one use of its labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline import command
+from pipeline.paths import ADAPTED, METRICS, PRETRAINED, STUDENT, TARGET_REPORT, TARGET_TRAIN
+from ssda.params import Params
+
+if TYPE_CHECKING:
+    import torch
+
+    from ssda.datasets.index import Index
+    from ssda.labels import LabelSpace
+    from ssda.networks.segmenter import Segmenter
+
+SCORES = METRICS / "evaluate.json"
+CLASSES = METRICS / "iou.csv"
+PICTURE = METRICS / "pictures.png"
+
+
+def evaluate(params: Params) -> None:
+    """Score source-only, re-estimated, student and adapted network; write scores and a picture.
+
+    Raises ValueError for a user's mistake.
+    """
+    import copy
+
+    from pipeline.report import write_table
+    from pipeline.tracking import stage_run
+    from ssda.datasets.index import check_raw_files, read_index
+    from ssda.datasets.loading import EvaluationSamples
+    from ssda.engine.adapting import use_target_statistics
+    from ssda.engine.checkpoints import load_network
+    from ssda.engine.device import pick_device
+    from ssda.engine.evaluation import score
+    from ssda.files import write_json
+
+    device = pick_device(params.runtime.device)
+    target = read_index(TARGET_TRAIN)
+    report = read_index(TARGET_REPORT)
+    check_raw_files(report)
+    adapted, space = load_network(ADAPTED)
+    networks = {"adapted": adapted, "student": load_network(STUDENT)[0]}
+    if params.pretrain.iterations > 0:
+        networks["source_only"] = load_network(PRETRAINED)[0]
+        networks["reestimated"] = copy.deepcopy(networks["source_only"])
+        use_target_statistics(networks["reestimated"].to(device), target, params)
+    with stage_run("evaluate", params) as run:
+        run.tag("device", device.type)
+        samples = EvaluationSamples(report, params.images.target_size)
+        scores: dict[str, Any] = {}
+        for name in ("source_only", "reestimated", "student", "adapted"):
+            scores[name] = None
+            if network := networks.get(name):
+                confusion = score(
+                    network.to(device), samples, space.num_classes, params.evaluate.batch_size
+                )
+                scores[name] = summary(confusion, space, params.evaluate.subsets)
+                run.metrics({f"{name}.{key}": v for key, v in _flat(scores[name]).items()})
+        write_json(SCORES, {"images": len(report.records)} | scores)
+        rows = [
+            {"class": class_name, "network": name, "iou": value["iou"][class_name]}
+            for name, value in scores.items()
+            if value is not None
+            for class_name in space.names
+            if value["iou"][class_name] is not None
+        ]
+        write_table(CLASSES, rows)
+        draw(networks, report, params, space, device)
+        for path in (SCORES, CLASSES, PICTURE):
+            run.artifact(path)
+    print(_line(scores))
+
+
+def summary(confusion: torch.Tensor, space: LabelSpace, subsets: tuple[int, ...]) -> dict[str, Any]:
+    """Scores in per cent; a class that the truth never shows is None."""
+    from ssda.engine.metrics import intersection_over_union, mean_iou, pixel_accuracy
+    from ssda.labels import WITHOUT_13, WITHOUT_16
+
+    shown = confusion.sum(1) > 0
+    values = intersection_over_union(confusion).tolist()
+    left_out = {16: WITHOUT_16, 13: WITHOUT_13}
+    means = {"miou": mean_iou(confusion)} | {
+        f"miou_{subset}": mean_iou(confusion, left_out[subset]) for subset in subsets
+    }
+    return {
+        **{name: _rounded(value) for name, value in means.items()},
+        "pixel_accuracy": _rounded(pixel_accuracy(confusion)),
+        "iou": {
+            name: _rounded(value) if there else None
+            for name, value, there in zip(space.names, values, shown.tolist(), strict=True)
+        },
+    }
+
+
+def draw(
+    networks: dict[str, Segmenter],
+    report: Index,
+    params: Params,
+    space: LabelSpace,
+    device: torch.device,
+) -> None:
+    """The picture: input, truth, predictions and the adapted network's uncertainty."""
+    import numpy as np
+
+    from pipeline.report import sheet
+    from ssda.datasets.loading import EvaluationSamples
+    from ssda.engine.evaluation import predict_labels, predict_uncertainty
+
+    samples = EvaluationSamples(report, params.images.target_size)
+    count = min(params.evaluate.pictures, len(samples))
+    shown = {
+        n: t for n, t in (("source_only", "source only"), ("adapted", "adapted")) if n in networks
+    }
+    rows: list[list[np.ndarray]] = []
+    for i in range(0, len(samples), max(1, len(samples) // count))[:count]:
+        image, label = samples[i]
+        assert label is not None
+        size = label.shape
+        rows.append(
+            [
+                image.permute(1, 2, 0).numpy(),
+                label.numpy(),
+                *(predict_labels(networks[name].to(device), image, size).numpy() for name in shown),
+                predict_uncertainty(
+                    networks["adapted"], image, size, params.evaluate.passes, params.random_state
+                ).numpy(),
+            ]
+        )
+    sheet(PICTURE, ["city image", "truth", *shown.values(), "uncertainty"], rows, space)
+
+
+def _flat(values: dict[str, Any]) -> dict[str, float | None]:
+    flat = {f"iou.{name}": value for name, value in values["iou"].items()}
+    return flat | {name: value for name, value in values.items() if name != "iou"}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+def _line(scores: dict[str, Any]) -> str:
+    parts = [
+        f"{name.replace('_', ' ')} {value['miou']:.1f}"
+        for name, value in scores.items()
+        if value is not None
+    ]
+    return f"mIoU in per cent: {', '.join(parts)}; table in {SCORES}, pictures in {PICTURE}"
+
+
+if __name__ == "__main__":
+    command.run(evaluate, __doc__)

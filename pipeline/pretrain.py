@@ -1,0 +1,53 @@
+"""Stage pretrain: the source alone. It is the baseline and the start of adaptation."""
+
+from __future__ import annotations
+
+from pipeline import command
+from pipeline.paths import METRICS, PRETRAINED, SOURCE_TRAIN, TARGET_VALIDATION
+from ssda.params import Params
+
+
+def pretrain(params: Params) -> None:
+    """Train on the labelled source; writes models/pretrained.safetensors and its curves.
+
+    Raises ValueError for a user's mistake, FloatingPointError where training diverges.
+    """
+    from pipeline.report import follow
+    from pipeline.tracking import stage_run
+    from ssda.datasets.index import check_raw_files, read_index
+    from ssda.engine.checkpoints import save_network
+    from ssda.engine.device import pick_device
+    from ssda.engine.evaluation import validation_score
+    from ssda.engine.pretraining import imagenet_network, pretrain_steps
+    from ssda.files import write_json
+    from ssda.labels import CITYSCAPES
+
+    device = pick_device(params.runtime.device)
+    source = read_index(SOURCE_TRAIN)
+    validation = read_index(TARGET_VALIDATION)
+    check_raw_files(source)
+    network = imagenet_network(params, CITYSCAPES.num_classes).to(device)
+
+    def validate() -> dict[str, float | None]:
+        return {"validation_miou": validation_score(network, validation, params, CITYSCAPES)}
+
+    with stage_run("pretrain", params) as run:
+        run.tag("device", device.type)
+        settings = params.pretrain
+        follow(
+            pretrain_steps(network, source, params, CITYSCAPES),
+            settings.iterations,
+            params,
+            run,
+            CITYSCAPES.names,
+            validate,
+            settings.validate_every,
+            METRICS / "pretrain",
+        )
+        save_network(PRETRAINED, network, params.model, CITYSCAPES)
+        metrics = {name: None if v is None else round(v, 3) for name, v in validate().items()}
+        write_json(METRICS / "pretrain.json", metrics)
+
+
+if __name__ == "__main__":
+    command.run(pretrain, __doc__)

@@ -1,0 +1,128 @@
+"""What a person sees of a stage: progress bar, curves, tables, pictures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from tqdm import tqdm
+
+from pipeline.tracking import StageRun
+from ssda.engine.training import StepRecord
+from ssda.files import write_atomically, write_text
+from ssda.labels import LabelSpace
+from ssda.params import Params
+
+Row = Mapping[str, float | int | str]
+
+
+def follow(
+    records: Iterator[StepRecord],
+    iterations: int,
+    params: Params,
+    run: StageRun,
+    classes: Sequence[str],
+    validate: Callable[[], dict[str, float | None]],
+    validate_every: int,
+    folder: Path,
+) -> None:
+    """Run a training loop to its end: draw its progress, log its curves, write them as CSV.
+
+    Args:
+        records: the loop.
+        iterations: its length.
+        params: everything.
+        run: where curves are logged.
+        classes: names of the entries of a vector in a step's report.
+        validate: scores in per cent, for the curve alone.
+        validate_every: steps between its calls; 0 for none.
+        folder: gets losses.csv, classes.csv (where a report has vectors) and validation.csv.
+    """
+    curves: list[Row] = []
+    class_curves: list[Row] = []
+    validation: list[Row] = []
+    bar = tqdm(
+        records,
+        total=iterations,
+        desc=folder.name,
+        disable=not (params.runtime.progress and sys.stderr.isatty()),
+        dynamic_ncols=True,
+    )
+    for record in bar:
+        step = record.step + 1
+        if record.step % params.runtime.log_every == 0 or step == iterations:
+            scalars = record.scalars() | {"learning_rate": record.learning_rate}
+            bar.set_postfix({k[5:]: f"{v:.3g}" for k, v in scalars.items() if k[:5] == "loss_"})
+            run.metrics(scalars, step)
+            curves.append({"step": step} | {k: round(v, 6) for k, v in scalars.items()})
+            for name, vector in record.report.items():
+                if vector.dim() == 1:
+                    values = dict(zip(classes, vector.tolist(), strict=True))
+                    run.metrics({f"{name}.{key}": v for key, v in values.items()}, step)
+                    class_curves += [
+                        {"step": step, "class": key, name: round(v, 4)}
+                        for key, v in values.items()
+                        if v == v
+                    ]
+        if validate_every and (step % validate_every == 0 or step == iterations):
+            scores = validate()
+            run.metrics(scores, step)
+            known = {name: round(v, 3) for name, v in scores.items() if v is not None}
+            validation.append({"step": step} | known)
+    for name, rows in (
+        ("losses", curves),
+        ("classes", class_curves),
+        ("validation", validation),
+    ):
+        write_table(folder / f"{name}.csv", rows)
+
+
+def write_table(path: Path, rows: Sequence[Row]) -> None:
+    """Rows as CSV, with all keys as columns in order of appearance; a missing value is empty."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [",".join(columns)]
+    lines += [",".join(str(row.get(column, "")) for column in columns) for row in rows]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def sheet(
+    path: Path,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[np.ndarray]],
+    space: LabelSpace,
+) -> None:
+    """A picture of rows of images with a title a column and a legend of the classes.
+
+    Args:
+        path: PNG to write.
+        columns: titles.
+        rows: images (H, W, 3) uint8 RGB, train ids (H, W) uint8, or a map (H, W) float in [0, 1].
+        space: names and colours.
+    """
+    height, width = rows[0][0].shape[:2]
+    cell = 3.0
+    figure = Figure(
+        figsize=(cell * len(columns), (cell * height / width + 0.08) * len(rows) + 1.1),
+        dpi=110,
+        layout="constrained",
+    )
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for axes, images in zip(grid, rows, strict=True):
+        for axis, image in zip(axes, images, strict=True):
+            axis.set_axis_off()
+            if image.dtype == np.uint8:
+                axis.imshow(image if image.ndim == 3 else space.palette()[image])
+            else:
+                axis.imshow(image, cmap="magma", vmin=0.0, vmax=1.0)
+    for axis, title in zip(grid[0], columns, strict=True):
+        axis.set_title(title, fontsize=11)
+    patches = [
+        Patch(color=(colour[0] / 255, colour[1] / 255, colour[2] / 255), label=name)
+        for name, colour in zip(space.names, space.colours, strict=True)
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=10, fontsize=9, frameon=False)
+    write_atomically(path, lambda partial: figure.savefig(partial, metadata={"Software": None}))

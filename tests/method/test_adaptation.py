@@ -1,0 +1,245 @@
+"""Every mechanism of the joint step is alive, and costs nothing when its weight is 0."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from ssda.datasets.batches import SourceBatch, TargetBatch
+from ssda.labels import CITYSCAPES, IGNORE
+from ssda.method import adaptation
+from ssda.method.adaptation import Networks, Task, guide, joint_step
+from ssda.method.source import frozen_encoder
+from ssda.method.subdomains import keep_ratios
+from ssda.method.teacher import create_teacher, update_teacher
+from ssda.networks.normalisation import batch_normalisations
+from ssda.networks.segmenter import Segmenter
+from tests.conftest import make_params
+
+OFF = {
+    "adapt.losses.mix": 0.0,
+    "adapt.losses.seed": 0.0,
+    "adapt.losses.uncertainty": 0.0,
+    "adapt.losses.feature_distance": 0.0,
+    "adapt.trucrf.weight": 0.0,
+}
+CLASSES = CITYSCAPES.num_classes
+
+
+@pytest.fixture(scope="module")
+def network() -> Segmenter:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    network = Segmenter("tf_efficientnet_lite0", 16, 0.3, CLASSES)
+    torch.nn.init.normal_(network.classifier.weight, std=1.0)
+    with torch.no_grad():  # running statistics that fit, so that the teacher says something
+        for layer in batch_normalisations(network):
+            layer.momentum = None
+        network.train()(torch.rand(4, 3, 64, 96))
+        for layer in batch_normalisations(network):
+            layer.momentum = 0.1
+    return network
+
+
+@pytest.fixture
+def networks(network: Segmenter) -> Iterator[Networks]:
+    student = copy.deepcopy(network).train()
+    imagenet = frozen_encoder(copy.deepcopy(network.encoder))
+    for parameter in imagenet.parameters():
+        parameter.data.mul_(1.05)
+    yield Networks(student, create_teacher(network), imagenet)
+
+
+def batches() -> tuple[SourceBatch, TargetBatch]:
+    generator = torch.Generator().manual_seed(1)
+    blocks = torch.randint(0, CLASSES, (2, 2, 3), generator=generator)
+    labels = blocks.repeat_interleave(32, 1).repeat_interleave(32, 2)
+    labels[:, :2] = IGNORE
+    counted = torch.ones(2, 64, 96, dtype=torch.bool)
+    counted[:, -8:] = False
+    images = torch.rand(2, 2, 3, 64, 96, generator=generator)
+    return SourceBatch(images[0], labels), TargetBatch(images[1], counted)
+
+
+def make_task(overrides: dict[str, Any] | None = None) -> Task:
+    settings = make_params({"adapt.uncertainty.confidence_threshold": 0.2} | (overrides or {})).adapt
+    frequencies = torch.linspace(1, 20, CLASSES)
+    ratios = keep_ratios(frequencies, beta=settings.uncertainty.beta)
+    return Task(settings, ratios, CITYSCAPES.things, 0)
+
+
+def gradient(student: Segmenter) -> torch.Tensor:
+    return torch.cat(
+        [torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in student.parameters()]
+    )
+
+
+def step_gradient(networks: Networks, overrides: dict[str, Any], step: int = 0) -> torch.Tensor:
+    networks.student.zero_grad()
+    joint_step(networks, *batches(), make_task(overrides), step)
+    return gradient(networks.student)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("adapt.losses.mix", 1.0),
+        ("adapt.losses.seed", 1.0),
+        ("adapt.losses.uncertainty", 1.0),
+        ("adapt.losses.feature_distance", 1.0),
+        ("adapt.trucrf.weight", 1.0),
+    ],
+)
+def test_each_loss_has_a_gradient(networks: Networks, key: str, value: float) -> None:
+    without = step_gradient(Networks(networks.student, networks.teacher, None), OFF)
+    imagenet = networks.imagenet if "feature" in key else None
+    changed = OFF | {key: value, "adapt.losses.target": 1.0}
+    difference = step_gradient(
+        Networks(networks.student, networks.teacher, imagenet), changed
+    ) - without
+    assert without.norm() > 0
+    assert difference.norm() > 1e-4 * without.norm()
+    assert difference.isfinite().all()
+
+
+def test_uncertainty_is_above_zero_and_seeds_have_their_share(networks: Networks) -> None:
+    task = make_task({"adapt.uncertainty.statistic": "mutual_information"})
+    guidance = guide(networks.teacher, batches()[1], task, step=0)
+    assert guidance.uncertainty is not None and guidance.seeds is not None
+    assert (guidance.uncertainty > 1e-4).float().mean() > 0.5
+    for class_id, ratio in enumerate(task.ratios.tolist()):
+        of_class = guidance.grid_labels == class_id
+        count = int(of_class.sum())
+        if count > task.settings.uncertainty.min_pixels:
+            share = int(guidance.seeds[of_class].sum()) / count
+            assert share == pytest.approx(ratio, abs=1.0 / count + 1e-9)
+
+
+def test_certainty_ceiling_removes_seeds(networks: Networks) -> None:
+    target = batches()[1]
+    free = guide(networks.teacher, target, make_task(), 0)
+    assert free.uncertainty is not None and free.seeds is not None
+    ceiling = float(free.uncertainty[free.seeds].median())
+    bound = guide(
+        networks.teacher, target, make_task({"adapt.uncertainty.max_uncertainty": ceiling}), 0
+    )
+    assert bound.seeds is not None
+    assert 0 < bound.seeds.sum() < free.seeds.sum()
+    assert free.uncertainty[bound.seeds].max() <= ceiling
+
+
+def test_rims_are_no_seeds_weigh_nothing_and_do_not_count_in_q(networks: Networks) -> None:
+    source, target = batches()
+    guidance = guide(networks.teacher, target, make_task(), 0)
+    assert guidance.seeds is not None
+    assert (guidance.pseudo.labels[:, -8:] == IGNORE).all()
+    assert not guidance.pseudo.weights[:, -8:].any()
+    assert not guidance.seeds[:, -2:].any()
+    painted = target.images.clone()
+    painted[:, :, -8:] = 0.0
+    confident = (guidance.pseudo.weights > 0)[target.counted]
+    assert guidance.pseudo.certain_share > 0 and confident.all()
+
+
+def test_the_draws_of_a_step_depend_on_the_step_alone(networks: Networks) -> None:
+    first, second = (step_gradient(networks, {}, step=3) for _ in range(2))
+    other = step_gradient(networks, {}, step=4)
+    torch.testing.assert_close(first, second)
+    assert not torch.allclose(first, other)
+
+
+def test_only_the_target_pass_moves_the_running_statistics(networks: Networks) -> None:
+    student = networks.student
+    source, target = batches()
+    layer = batch_normalisations(student)[0]
+    before = layer.running_mean.clone()  # pyright: ignore[reportOptionalMemberAccess]
+    expected = copy.deepcopy(student)
+    with torch.no_grad():
+        expected(target.images)
+    plain = {"adapt.augmentation.jitter_target": False}
+    joint_step(networks, source, target, make_task(plain), 0)
+    for own, wanted in zip(
+        batch_normalisations(student), batch_normalisations(expected), strict=True
+    ):
+        torch.testing.assert_close(own.running_mean, wanted.running_mean)
+        torch.testing.assert_close(own.running_var, wanted.running_var)
+    assert not torch.equal(before, layer.running_mean)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_target_pass_fills_the_statistics_also_without_target_losses(
+    networks: Networks,
+) -> None:
+    layer = batch_normalisations(networks.student)[0]
+    before = layer.running_mean.clone()  # pyright: ignore[reportOptionalMemberAccess]
+    joint_step(networks, *batches(), make_task({"adapt.losses.target": 0.0}), 0)
+    assert not torch.equal(before, layer.running_mean)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_teacher_follows_weights_and_statistics(networks: Networks) -> None:
+    student, teacher = networks.student, networks.teacher
+    with torch.no_grad():
+        for value in student.state_dict().values():
+            value.add_(1)
+    old = {name: value.clone() for name, value in teacher.state_dict().items()}
+    update_teacher(teacher, student, step=9, momentum=0.8)
+    for name, value in teacher.state_dict().items():
+        if value.is_floating_point():
+            wanted = 0.8 * old[name] + 0.2 * student.state_dict()[name]
+            torch.testing.assert_close(value, wanted)
+        else:
+            assert torch.equal(value, student.state_dict()[name])
+    update_teacher(teacher, student, step=0, momentum=0.8)
+    torch.testing.assert_close(teacher.state_dict(), student.state_dict())
+
+
+def test_the_step_leaves_the_teacher_and_the_frozen_encoder_alone(networks: Networks) -> None:
+    assert networks.imagenet is not None
+    before = copy.deepcopy((networks.teacher.state_dict(), networks.imagenet.state_dict()))
+    step_gradient(networks, {})
+    torch.testing.assert_close(
+        (networks.teacher.state_dict(), networks.imagenet.state_dict()), before
+    )
+    assert all(p.grad is None for p in networks.teacher.parameters())
+    assert all(p.grad is None for p in networks.imagenet.parameters())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "unused"),
+    [
+        ({"adapt.losses.mix": 0.0}, "paste_mask"),
+        ({"adapt.losses.uncertainty": 0.0}, "uncertainty_loss"),
+        ({"adapt.trucrf.weight": 0.0}, "truncated_crf_loss"),
+        ({"adapt.losses.target": 0.0}, "select_seeds"),
+        ({"adapt.losses.seed": 0.0, "adapt.trucrf.weight": 0.0}, "select_seeds"),
+    ],
+)
+def test_a_mechanism_without_weight_is_not_computed(
+    networks: Networks, monkeypatch: pytest.MonkeyPatch, overrides: dict[str, Any], unused: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError(f"{unused} was called")
+
+    monkeypatch.setattr(adaptation, unused, fail)
+    with pytest.raises(AssertionError, match=unused):
+        step_gradient(networks, {})
+    step_gradient(networks, overrides)
+
+
+def test_the_weight_of_the_target_losses_scales_them(networks: Networks) -> None:
+    alone = {"adapt.losses.mix": 0.0}
+    without = step_gradient(networks, alone | {"adapt.losses.target": 0.0})
+    small = step_gradient(networks, alone | {"adapt.losses.target": 0.1}) - without
+    large = step_gradient(networks, alone | {"adapt.losses.target": 0.2}) - without
+    torch.testing.assert_close(2 * small, large, rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_without_any_certain_pixel_or_seed_is_finite(networks: Networks) -> None:
+    overrides = {
+        "adapt.uncertainty.confidence_threshold": 1.0,
+        "adapt.uncertainty.min_pixels": 10**6,
+    }
+    report = joint_step(networks, *batches(), make_task(overrides), 0)
+    assert report["seeds"] == 0
+    assert gradient(networks.student).isfinite().all()
