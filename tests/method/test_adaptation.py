@@ -64,16 +64,16 @@ def batches() -> tuple[SourceBatch, TargetBatch]:
 
 
 def make_task(overrides: dict[str, Any] | None = None) -> Task:
-    settings = make_params({"adapt.uncertainty.confidence_threshold": 0.2} | (overrides or {})).adapt
+    often_certain = {"adapt.uncertainty.confidence_threshold": 0.2}
+    settings = make_params(often_certain | (overrides or {})).adapt
     frequencies = torch.linspace(1, 20, CLASSES)
     ratios = keep_ratios(frequencies, beta=settings.uncertainty.beta)
     return Task(settings, ratios, CITYSCAPES.things, 0)
 
 
 def gradient(student: Segmenter) -> torch.Tensor:
-    return torch.cat(
-        [torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in student.parameters()]
-    )
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in student.parameters()]
+    return torch.cat([values.flatten() for values in gradients])
 
 
 def step_gradient(networks: Networks, overrides: dict[str, Any], step: int = 0) -> torch.Tensor:
@@ -96,9 +96,9 @@ def test_each_loss_has_a_gradient(networks: Networks, key: str, value: float) ->
     without = step_gradient(Networks(networks.student, networks.teacher, None), OFF)
     imagenet = networks.imagenet if "feature" in key else None
     changed = OFF | {key: value, "adapt.losses.target": 1.0}
-    difference = step_gradient(
-        Networks(networks.student, networks.teacher, imagenet), changed
-    ) - without
+    difference = (
+        step_gradient(Networks(networks.student, networks.teacher, imagenet), changed) - without
+    )
     assert without.norm() > 0
     assert difference.norm() > 1e-4 * without.norm()
     assert difference.isfinite().all()
@@ -131,16 +131,13 @@ def test_certainty_ceiling_removes_seeds(networks: Networks) -> None:
 
 
 def test_rims_are_no_seeds_weigh_nothing_and_do_not_count_in_q(networks: Networks) -> None:
-    source, target = batches()
+    target = batches()[1]
     guidance = guide(networks.teacher, target, make_task(), 0)
     assert guidance.seeds is not None
     assert (guidance.pseudo.labels[:, -8:] == IGNORE).all()
     assert not guidance.pseudo.weights[:, -8:].any()
     assert not guidance.seeds[:, -2:].any()
-    painted = target.images.clone()
-    painted[:, :, -8:] = 0.0
-    confident = (guidance.pseudo.weights > 0)[target.counted]
-    assert guidance.pseudo.certain_share > 0 and confident.all()
+    assert (guidance.pseudo.weights > 0)[target.counted].all()
 
 
 def test_the_draws_of_a_step_depend_on_the_step_alone(networks: Networks) -> None:

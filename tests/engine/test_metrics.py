@@ -1,0 +1,60 @@
+import math
+
+import pytest
+import torch
+
+from ssda.engine.metrics import (
+    confusion_matrix,
+    intersection_over_union,
+    mean_iou,
+    pixel_accuracy,
+)
+
+
+def test_confusion_equals_counting_pixel_by_pixel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, 5, (3, 7, 8), generator=generator)
+    truth[truth == 4] = 255
+    guess = torch.randint(0, 4, (3, 7, 8), generator=generator)
+    counts = torch.zeros(4, 4, dtype=torch.int64)
+    for t, g in zip(truth.flatten().tolist(), guess.flatten().tolist(), strict=True):
+        if t != 255:
+            counts[t, g] += 1
+    matrix = confusion_matrix(guess, truth, num_classes=4)
+    assert matrix.dtype == torch.int64
+    assert torch.equal(matrix, counts)
+
+
+def test_small_integer_types_do_not_overflow() -> None:
+    truth = torch.full((10,), 18, dtype=torch.uint8)
+    matrix = confusion_matrix(truth, truth, num_classes=19)
+    assert matrix[18, 18] == 10
+
+
+def test_scores_of_a_known_matrix() -> None:
+    matrix = torch.tensor([[3, 1, 0], [2, 4, 0], [0, 0, 0]])
+    iou = intersection_over_union(matrix)
+    assert iou[:2].tolist() == pytest.approx([50.0, 100 * 4 / 7])
+    assert math.isnan(iou[2])
+    assert mean_iou(matrix) == pytest.approx((50.0 + 400 / 7) / 2)
+    assert mean_iou(matrix, without=(0,)) == pytest.approx(400 / 7)
+    assert pixel_accuracy(matrix) == pytest.approx(70.0)
+
+
+def test_a_class_only_predicted_does_not_count_in_the_mean() -> None:
+    matrix = torch.tensor([[3, 1], [0, 0]])
+    assert mean_iou(matrix) == pytest.approx(75.0)
+
+
+def test_without_any_label_there_is_no_score() -> None:
+    empty = confusion_matrix(torch.zeros(4), torch.full((4,), 255), num_classes=2)
+    assert mean_iou(empty) is None
+    assert pixel_accuracy(empty) is None
+
+
+@pytest.mark.parametrize(("guess", "truth"), [([0, 5], [0, 1]), ([0, 1], [0, 5]), ([0], [0, 1])])
+def test_classes_out_of_range_and_other_shapes_are_errors(
+    guess: list[int], truth: list[int]
+) -> None:
+    with pytest.raises(ValueError, match=r"class 5|prediction \(1,\)"):
+        confusion_matrix(torch.tensor(guess), torch.tensor(truth), num_classes=5)

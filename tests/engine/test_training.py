@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from ssda.engine.training import check_finite, create_optimiser, learning_rate_factor, train
+from ssda.networks.segmenter import Segmenter
+from tests.conftest import make_params
+
+
+def test_learning_rate_of_the_released_schedule() -> None:
+    assert learning_rate_factor(0, 40_000, 1500) == pytest.approx(1e-6)
+    before = (1 - 1499 / 40_000) * (1 - (1 - 1499 / 1500) * (1 - 1e-6))
+    assert learning_rate_factor(1499, 40_000, 1500) == pytest.approx(before)
+    assert learning_rate_factor(1500, 40_000, 1500) == pytest.approx(1 - 1500 / 40_000)
+    assert learning_rate_factor(40_000, 40_000, 1500) == 0.0
+    assert learning_rate_factor(0, 10, 0) == 1.0
+
+
+def small_network() -> Segmenter:
+    torch.manual_seed(0)
+    return Segmenter("tf_efficientnet_lite0", 8, 0.1, 3).train()
+
+
+def test_the_head_learns_faster_than_the_encoder() -> None:
+    network = small_network()
+    settings = make_params({"pretrain.optimiser.head_factor": 7.0}).pretrain.optimiser
+    groups = create_optimiser(network, settings).param_groups
+    assert groups[1]["lr"] == pytest.approx(7 * groups[0]["lr"])
+    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+
+
+def test_training_changes_weights_and_tells_each_step() -> None:
+    network = small_network()
+    before = network.classifier.weight.detach().clone()
+    updates: list[int] = []
+
+    def add_gradients(batch: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        loss = network(batch).square().mean()
+        loss.backward()
+        return {"loss_square": loss.detach()}
+
+    records = list(
+        train(
+            network,
+            make_params({"pretrain.optimiser.warmup": 0}).pretrain.optimiser,
+            3,
+            [torch.rand(2, 3, 32, 32)] * 3,
+            add_gradients,
+            updates.append,
+        )
+    )
+    assert [record.step for record in records] == updates == [0, 1, 2]
+    assert records[2].learning_rate == pytest.approx(records[0].learning_rate / 3)
+    assert records[0].scalars().keys() == {"loss_square"}
+    assert not torch.equal(before, network.classifier.weight)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_name() -> None:
+    report = {"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(float("nan"))}
+    with pytest.raises(FloatingPointError, match="step 7: loss_b = nan"):
+        check_finite(report, 7)

@@ -1,0 +1,180 @@
+"""The whole pipeline on a few tiny scenes, stage by stage, as DVC runs it but without DVC."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from demo.scenes import write_cityscapes, write_gta
+from pipeline import adapt, convert, evaluate, inventory, pretrain
+from ssda.engine.checkpoints import load_network
+from ssda.params import Params, load_params, read_yaml
+from tests.conftest import ROOT, set_values
+
+TINY = {
+    "source.root": "raw/game",
+    "target.root": "raw/city",
+    "target.report": "val",
+    "images.crop": [64, 32],
+    "sampling.min_pixels": 10,
+    "model.channels": 8,
+    "pretrain.iterations": 2,
+    "pretrain.batch_size": 2,
+    "pretrain.validate_every": 1,
+    "adapt.iterations": 2,
+    "adapt.batch_size": 2,
+    "adapt.validate_every": 2,
+    "evaluate.pictures": 1,
+    "evaluate.subsets": [16, 13],
+    "runtime.workers": 0,
+    "runtime.log_every": 1,
+}
+STAGES = (
+    (inventory, "inventory"),
+    (convert, "main"),
+    (pretrain, "pretrain"),
+    (adapt, "adapt"),
+    (evaluate, "evaluate"),
+)
+
+
+def write_params(folder: Path, overrides: dict[str, Any]) -> Params:
+    values = set_values(read_yaml(ROOT / "params.yaml"), TINY | overrides)
+    with (folder / "params.yaml").open("w") as file:
+        YAML(typ="safe", pure=True).dump(values, file)
+    return load_params(folder / "params.yaml")
+
+
+def run_all(params: Params) -> None:
+    for module, name in STAGES:
+        getattr(module, name)(params)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished run; MLflow is switched to an address where nobody answers."""
+    folder = tmp_path_factory.mktemp("workspace")
+    write_gta(folder / "raw/game", 4, size=(36, 68), processes=1)
+    write_cityscapes(folder / "raw/city", {"train": 4, "val": 2}, size=(32, 64), processes=1)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    patch.chdir(folder)
+    run_all(write_params(folder, {}))
+    yield folder
+    patch.undo()
+
+
+def test_scores_are_in_per_cent_and_valid_json(workspace: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    text = (workspace / "metrics/evaluate.json").read_text()
+    scores = json.loads(text, parse_constant=refuse)
+    for name in ("source_only", "reestimated", "student", "adapted"):
+        entry = scores[name]
+        known = [value for value in entry["iou"].values() if value is not None]
+        assert entry["miou"] == pytest.approx(np.mean(known), abs=0.01)
+        assert 0 <= entry["miou"] <= 100
+        assert {"miou_16", "miou_13", "pixel_accuracy"} <= entry.keys()
+    assert scores["adapted"]["iou"]["road"] is not None
+
+
+def test_adaptation_starts_from_the_pretrained_weights_and_moves(workspace: Path) -> None:
+    pretrained, adapted, student = (
+        load_network(workspace / f"models/{name}.safetensors")[0]
+        for name in ("pretrained", "adapted", "student")
+    )
+    before = torch.cat([p.flatten() for p in pretrained.parameters()])
+    after = torch.cat([p.flatten() for p in adapted.parameters()])
+    last = torch.cat([p.flatten() for p in student.parameters()])
+    assert 0 < (after - before).norm() < 0.5 * before.norm()
+    assert not torch.equal(after, last)
+
+
+def test_curves_and_pictures_are_there(workspace: Path) -> None:
+    metrics = workspace / "metrics"
+    head, first, second = (metrics / "adapt/losses.csv").read_text().splitlines()
+    for name in ("source", "mix", "seed", "uncertainty", "trucrf", "feature_distance"):
+        assert f"loss_{name}" in head
+    assert first.startswith("1,") and second.startswith("2,")
+    assert "seed_share" in (metrics / "adapt/classes.csv").read_text()
+    assert "validation_miou_student" in (metrics / "adapt/validation.csv").read_text()
+    picture = cv2.imread(str(metrics / "pictures.png"))
+    assert picture is not None and picture.std() > 10
+    for stage in ("convert", "pretrain", "adapt", "evaluate"):
+        assert json.loads((metrics / f"logged/{stage}.json").read_text())["metrics"]
+
+
+def test_the_labels_of_the_target_s_train_split_are_never_opened(workspace: Path) -> None:
+    """With garbage in their place the whole run gives the same weights."""
+    before = (workspace / "models/adapted.safetensors").read_bytes()
+    for path in (workspace / "raw/city/gtFine/train").rglob("*.png"):
+        path.write_bytes(b"not a label")
+    run_all(load_params(workspace / "params.yaml"))
+    assert (workspace / "models/adapted.safetensors").read_bytes() == before
+
+
+def test_changed_raw_data_is_told_before_training(workspace: Path) -> None:
+    path = next((workspace / "raw/game/images").glob("*.png"))
+    content = path.read_bytes()
+    path.write_bytes(content + b" ")
+    try:
+        with pytest.raises(ValueError, match=f"raw data changed since convert.*{path.name}"):
+            pretrain.pretrain(load_params(workspace / "params.yaml"))
+    finally:
+        path.write_bytes(content)
+
+
+def test_without_pretraining_there_is_no_source_only_score(workspace: Path) -> None:
+    params = write_params(workspace, {"pretrain.iterations": 0})
+    for module, name in STAGES[2:]:
+        getattr(module, name)(params)
+    scores = json.loads((workspace / "metrics/evaluate.json").read_text())
+    assert scores["source_only"] is None and scores["reestimated"] is None
+    assert scores["adapted"]["miou"] is not None
+
+
+def predict(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.predict", *arguments]
+    return subprocess.run(
+        command, cwd=workspace, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}
+    )
+
+
+def test_predict_labels_images_of_any_size(workspace: Path) -> None:
+    folder = workspace / "own images"
+    folder.mkdir()
+    image = np.random.default_rng(0).integers(0, 255, (50, 77, 3), np.uint8)
+    cv2.imwrite(str(folder / "straße 1.jpg"), image)
+    done = predict(workspace, str(folder), "--out", "predicted", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    labels = cv2.imread(str(workspace / "predicted/straße 1_ids.png"), cv2.IMREAD_UNCHANGED)
+    assert labels is not None and labels.shape == (50, 77) and labels.max() < 19
+    assert (workspace / "predicted/straße 1_overlay.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.png"], "none.png: no such file or folder"),
+        (["models"], "models: no image"),
+        (["params.yaml"], "params.yaml: not a readable image"),
+        (["raw/city/leftImg8bit/val/town", "--model", "none"], "none: no such file"),
+    ],
+)
+def test_predict_says_in_one_line_what_is_wrong(
+    workspace: Path, arguments: list[str], message: str
+) -> None:
+    done = predict(workspace, *arguments, "--out", "wrong")
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and message in lines[0]
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,81 @@
+"""Imports run one way: facts <- bricks <- method <- engine <- pipeline."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FACTS = {"ssda.files", "ssda.labels", "ssda.params", "ssda.randomness"}
+ALLOWED = {
+    "ssda/datasets": {"ssda.datasets"},
+    "ssda/networks": {"ssda.networks"},
+    "ssda/method": {"ssda.datasets", "ssda.networks", "ssda.method"},
+    "ssda/engine": {"ssda.datasets", "ssda.networks", "ssda.method", "ssda.engine"},
+    "pipeline": {"ssda", "pipeline"},
+    "demo": {"demo"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules.add(node.module)
+    return modules
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_each_layer_imports_only_what_lies_below(folder: str) -> None:
+    for path in (ROOT / folder).rglob("*.py"):
+        for module in imports(path):
+            if module.split(".")[0] in ("ssda", "pipeline", "demo", "benchmarks", "tests"):
+                allowed = ALLOWED[folder] | FACTS
+                assert any(module == a or module.startswith(a + ".") for a in allowed), (
+                    f"{path.relative_to(ROOT)} imports {module}"
+                )
+
+
+def test_facts_import_no_more_than_facts() -> None:
+    for name in FACTS:
+        path = ROOT / f"{name.replace('.', '/')}.py"
+        ours = {module for module in imports(path) if module.split(".")[0] in ("ssda", "pipeline")}
+        assert ours <= FACTS, path
+
+
+def test_only_the_pipeline_knows_dvc_and_only_tracking_knows_mlflow() -> None:
+    for folder in ("ssda", "demo", "pipeline"):
+        for path in (ROOT / folder).rglob("*.py"):
+            heads = {module.split(".")[0] for module in imports(path)}
+            assert "dvc" not in heads or folder == "pipeline", path
+            assert "mlflow" not in heads or path.name == "tracking.py", path
+
+
+def test_the_library_imports_without_dvc_and_mlflow() -> None:
+    modules = [
+        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        for path in (ROOT / "ssda").rglob("*.py")
+        if path.name != "__init__.py"
+    ]
+    code = (
+        "import sys, importlib\n"
+        "sys.modules['dvc'] = sys.modules['mlflow'] = None\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_command_lines_import_nothing_heavy_before_they_work() -> None:
+    for stage in ("inventory", "convert", "pretrain", "adapt", "evaluate", "predict", "tracking"):
+        code = (
+            f"import sys, pipeline.{stage}\n"
+            "print([name for name in ('torch', 'mlflow', 'matplotlib') if name in sys.modules])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.stdout.strip() == "[]", stage

@@ -1,0 +1,81 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssda.params import load_params
+from tests.conftest import ROOT, make_params
+
+
+def write(tmp_path: Path, old: str, new: str) -> Path:
+    text = (ROOT / "params.yaml").read_text()
+    assert old in text
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("adapt.trucrf.radius", -1, "greater than or equal to 1"),
+        ("adapt.trucrf.radius", 1.5, "integer"),
+        ("adapt.trucrf.sigma_rgb", 0, "greater than 0"),
+        ("adapt.uncertainty.confidence_threshold", 1.5, "less than or equal to 1"),
+        ("adapt.uncertainty.passes", 1, "greater than or equal to 2"),
+        ("adapt.uncertainty.statistic", "variance", "'mutual_information', 'predictive_entropy'"),
+        ("adapt.uncertainty.max_uncertainty", -0.1, "greater than or equal to 0"),
+        ("adapt.losses.mix", float("nan"), "finite"),
+        ("adapt.batch_size", "four", "integer"),
+        ("adapt.teacher_momentum", 1.0, "less than 1"),
+        ("adapt.augmentation.blur_sigma", [2.0, 1.0], r"\[smallest, largest\]"),
+        ("pretrain.iterations", -5, "greater than or equal to 0"),
+        ("runtime.device", "tpu", "'auto', 'cuda' or 'cpu'"),
+        ("images.crop", [256], "1"),
+        ("model.dropout", 1.0, "less than 1"),
+        ("random_state", -1, "greater than or equal to 0"),
+    ],
+)
+def test_a_bad_value_names_key_value_and_what_is_allowed(
+    key: str, value: Any, allowed: str
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        make_params({key: value})
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"params.yaml: {key}")
+    assert re.search(allowed, message), message
+    if not isinstance(value, list):
+        assert repr(value) in message
+
+
+def test_an_unknown_and_a_missing_key_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"params.yaml: adapt.trucrf.radios = 3: no such key"):
+        load_params(write(tmp_path, "    radius: 5 ", "    radius: 5\n    radios: 3 "))
+    with pytest.raises(ValueError, match=r"adapt.trucrf.radius: missing"):
+        load_params(write(tmp_path, "    radius: 5 ", "    # radius: 5 "))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("random_state: 0", "random_state: 0\nrandom_state: 1", "line 4.*duplicate key"),
+        ("random_state: 0", "random_state: [0", "not valid YAML"),
+        ("random_state: 0", "random_state: &a [*a", "not valid YAML"),
+    ],
+)
+def test_broken_yaml_is_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load_params(write(tmp_path, old, new))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none.yaml: No such file"):
+        load_params(tmp_path / "none.yaml")
+
+
+def test_numbers_such_as_6e_05_are_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path, "learning_rate: 4.0e-4", "learning_rate: 6e-05")
+    assert load_params(path).pretrain.optimiser.learning_rate == 6e-5
