@@ -26,7 +26,7 @@ use: setup                       ## make use PRESET=gta_small: take a preset as 
 	python -m pipeline.presets $(PRESET)
 
 bench: setup                     ## how wide the demo's gap is and how much is closed (hours)
-	python -m benchmarks.gap --states 0 1 2 --split report
+	python -m benchmarks.gap --split report --jobs 2
 
 lock: setup                      ## pin what is installed now
 	.venv/bin/python -m pip freeze --exclude-editable > requirements.lock

@@ -1,11 +1,11 @@
 """How wide is the demo's gap, and how much of it does adaptation close?
 
-Per random state, on one split of the city: source-only as pretrained; its batch-normalisation
-statistics re-estimated on the target; adapted; source-only trained for pretrain + adapt steps;
-and the oracle, the same network trained for as many steps on *labelled* city images. The oracle is
-the one place outside evaluation where target labels are read.
+For each random state, on one split of the city: source-only as pretrained; with batch-normalisation
+statistics re-estimated on the target; adapted; source-only trained for pretrain + adapt steps; and
+the oracle, the same network trained for as many steps on *labelled* city images. The oracle is the
+one place outside evaluation where target labels are read.
 
-    python -m benchmarks.gap --states 0 1 2 --split report
+    python -m benchmarks.gap --states 0 1 2 --split report --jobs 2
 """
 
 from __future__ import annotations
@@ -13,15 +13,21 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
+import os
+import platform
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.convert import convert
-from pipeline.paths import CONVERTED
+from pipeline.paths import CONVERTED, SOURCE_TRAIN, TARGET_TRAIN
 from ssda.datasets.conversion import convert_split
 from ssda.datasets.index import Index, read_index
 from ssda.datasets.layouts import load_layout
@@ -31,11 +37,60 @@ from ssda.engine.device import pick_device
 from ssda.engine.evaluation import score
 from ssda.engine.metrics import intersection_over_union, mean_iou
 from ssda.engine.pretraining import imagenet_network, pretrain_steps
+from ssda.files import write_json
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params, read_yaml, validate
 
 VARIANTS = ("source_only", "reestimated", "adapted", "source_longer", "oracle")
+JOBS = ("adapted", "source_longer", "oracle")
+"""What is trained apart; the first job gives the first three variants."""
+LABELLED_TARGET = Path(".ssda/benchmarks/labelled_target")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One network's score: mIoU in per cent, IoU of each class, seconds it took to train."""
+
+    variant: str
+    random_state: int
+    miou: float
+    iou: tuple[float | None, ...]
+    seconds: float
+
+
+def main() -> None:
+    """Run all variants, print a line each and the summary, write all of it to a JSON file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--states", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--split", choices=("validation", "report"), default="validation")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the cores")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gap.json"))
+    arguments = parser.parse_args()
+    params = parameters(arguments.set, 0)
+    convert(params)
+    convert_split(
+        load_layout(params.target.layout),
+        Path(params.target.root),
+        params.target.train,
+        LABELLED_TARGET,
+        with_labels=True,
+    )
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    results: list[Result] = []
+    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+        pending = [
+            pool.submit(run, parameters(arguments.set, state), arguments.split, job, threads)
+            for job in JOBS
+            for state in arguments.states
+        ]
+        for done in as_completed(pending):
+            for result in done.result():
+                results.append(result)
+                print(f"{result.variant:14} {result.random_state}  {result.miou:5.1f}", flush=True)
+            write_json(arguments.out, content(results, arguments.split, arguments.set))
+    print("\n" + table(results))
 
 
 def parameters(overrides: list[str], random_state: int) -> Params:
@@ -48,78 +103,47 @@ def parameters(overrides: list[str], random_state: int) -> Params:
         *path, last = key.split(".")
         for part in path:
             section = section[part]
-        section[last] = json.loads(text) if text[:1] in "[{-0123456789tfn" else text
+        try:
+            section[last] = json.loads(text)
+        except json.JSONDecodeError:
+            section[last] = text
     return validate(Params, values, "params.yaml")
 
 
-def main() -> None:
-    """Run the variants, print a line each and the summary, write all to a JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--states", type=int, nargs="+", default=[0])
-    parser.add_argument("--split", choices=("validation", "report"), default="validation")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gap.json"))
-    arguments = parser.parse_args()
-    results: list[dict[str, Any]] = []
-    for state in arguments.states:
-        params = parameters(arguments.set, state)
-        results += run_state(params, arguments.split, arguments.variants)
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        content = {"split": arguments.split, "set": arguments.set, "runs": results}
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
-    summarise(results, arguments.variants)
-
-
-def run_state(params: Params, split: str, variants: list[str]) -> list[dict[str, Any]]:
-    """All variants of one random state."""
+def run(params: Params, split: str, job: str, threads: int) -> list[Result]:
+    """Train and score one job's variants of one random state."""
+    torch.set_num_threads(threads)
     device = pick_device(params.runtime.device)
-    convert(params)
-    source = read_index(CONVERTED / "source" / "train")
-    target = read_index(CONVERTED / "target" / "train")
-    judged = read_index(CONVERTED / "target" / split)
-    results: list[dict[str, Any]] = []
-
-    def record(variant: str, network: Segmenter, started: float) -> None:
-        samples = EvaluationSamples(judged, params.images.target_size)
-        confusion = score(network, samples, CITYSCAPES.num_classes, params.evaluate.batch_size)
-        classes = [round(v, 1) for v in intersection_over_union(confusion).nan_to_num(-1).tolist()]
-        results.append(
-            {
-                "variant": variant,
-                "random_state": params.random_state,
-                "miou": mean_iou(confusion),
-                "iou": classes,
-                "seconds": round(time.monotonic() - started, 1),
-            }
-        )
-        print(json.dumps(results[-1]), flush=True)
-
-    if {"source_only", "reestimated", "adapted"} & set(variants):
-        started = time.monotonic()
-        pretrained = trained(params, source, device, params.pretrain.iterations)
-        record("source_only", pretrained, started)
-        if "reestimated" in variants:
-            network = copy.deepcopy(pretrained)
-            use_target_statistics(network, target, params)
-            record("reestimated", network, time.monotonic())
-        if "adapted" in variants:
-            started = time.monotonic()
-            networks = start_networks(copy.deepcopy(pretrained), target, params)
-            for step in adapt_steps(networks, source, target, params, CITYSCAPES):
-                if step.step % 50 == 0:
-                    print(
-                        step.step, {k: round(v, 3) for k, v in step.scalars().items()}, flush=True
-                    )
-            record("adapted", networks.teacher, started)
+    source, target = read_index(SOURCE_TRAIN), read_index(TARGET_TRAIN)
+    judged = EvaluationSamples(read_index(CONVERTED / "target" / split), params.images.target_size)
     steps = params.pretrain.iterations + params.adapt.iterations
-    if "source_longer" in variants:
-        started = time.monotonic()
-        record("source_longer", trained(params, source, device, steps), started)
-    if "oracle" in variants:
-        started = time.monotonic()
-        record("oracle", trained(params, labelled_target(params), device, steps), started)
-    return results
+    started = time.monotonic()
+
+    def result(variant: str, network: Segmenter) -> Result:
+        seconds = time.monotonic() - started
+        confusion = score(network, judged, CITYSCAPES.num_classes, params.evaluate.batch_size)
+        iou = (round(value, 2) for value in intersection_over_union(confusion).tolist())
+        return Result(
+            variant,
+            params.random_state,
+            round(mean_iou(confusion) or 0.0, 3),
+            tuple(None if math.isnan(value) else value for value in iou),
+            round(seconds, 1),
+        )
+
+    if job == "oracle":
+        return [result(job, trained(params, read_index(LABELLED_TARGET), device, steps))]
+    if job == "source_longer":
+        return [result(job, trained(params, source, device, steps))]
+    network = trained(params, source, device, params.pretrain.iterations)
+    results = [result("source_only", network)]
+    reestimated = copy.deepcopy(network)
+    use_target_statistics(reestimated, target, params)
+    results.append(result("reestimated", reestimated))
+    networks = start_networks(network, target, params)
+    for _ in adapt_steps(networks, source, target, params, CITYSCAPES):
+        pass
+    return [*results, result("adapted", networks.teacher)]
 
 
 def trained(params: Params, index: Index, device: torch.device, steps: int) -> Segmenter:
@@ -132,24 +156,45 @@ def trained(params: Params, index: Index, device: torch.device, steps: int) -> S
     return network
 
 
-def labelled_target(params: Params) -> Index:
-    """The target's train split with its labels, for the oracle."""
-    folder = Path(".ssda/benchmarks/labelled_target")
-    return convert_split(
-        load_layout(params.target.layout),
-        Path(params.target.root),
-        params.target.train,
-        folder,
-        with_labels=True,
-    )
+def content(results: list[Result], split: str, overrides: list[str]) -> dict[str, Any]:
+    """What the JSON file says."""
+    return {
+        "question": "how wide is the gap, and how much of it does adaptation close",
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "torch": torch.__version__,
+        },
+        "split": split,
+        "overrides": overrides,
+        "miou": {
+            variant: {
+                "mean": round(statistics.mean(values), 2),
+                "deviation": round(statistics.stdev(values), 2) if len(values) > 1 else None,
+                "states": len(values),
+            }
+            for variant in VARIANTS
+            if (values := [result.miou for result in results if result.variant == variant])
+        },
+        "runs": [asdict(result) for result in results],
+    }
 
 
-def summarise(results: list[dict[str, Any]], variants: list[str]) -> None:
-    """Mean and standard deviation over the random states."""
-    for variant in variants:
-        values = [r["miou"] for r in results if r["variant"] == variant]
-        deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-        print(f"{variant:14} {statistics.mean(values):5.1f} +- {deviation:.1f}  ({len(values)})")
+def table(results: list[Result]) -> str:
+    """Mean and standard deviation over the random states, as Markdown."""
+    summary = content(results, "", [])["miou"]
+    lines = ["| network | mIoU | deviation | states |", "| --- | --- | --- | --- |"]
+    for variant, values in summary.items():
+        name = variant.replace("_", " ")
+        lines.append(f"| {name} | {values['mean']} | {values['deviation']} | {values['states']} |")
+    means = {variant: values["mean"] for variant, values in summary.items()}
+    if means.keys() >= {"source_longer", "oracle"}:
+        closed = (means["adapted"] - means["source_longer"]) / (
+            means["oracle"] - means["source_longer"]
+        )
+        lines += ["", f"Gap closed, against source only of as many steps: {closed:.0%}"]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

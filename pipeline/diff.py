@@ -23,7 +23,8 @@ def difference(base: str) -> str:
     parts = [MARKER, f"### Against `{base}`"]
     for title, kind in (("Metrics", "metrics"), ("Parameters", "params")):
         table = _dvc(kind, "diff", "--md", base)
-        parts += ["", f"**{title}**", "", table or "No change."]
+        rows = table.splitlines()[2:]
+        parts += ["", f"**{title}**", "", table if rows else "No change."]
     return "\n".join(parts) + "\n"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -207,11 +207,12 @@ class Augmentation(Section):
     jitter_target: bool
     """Jitter the student's target images as well."""
 
-    @model_validator(mode="after")
-    def _sigma_is_a_range(self) -> Augmentation:
-        if self.blur_sigma[0] > self.blur_sigma[1]:
-            raise ValueError("blur_sigma must be [smallest, largest]")
-        return self
+    @field_validator("blur_sigma")
+    @classmethod
+    def _is_a_range(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("must be [smallest, largest]")
+        return value
 
 
 class Adapt(Section):
@@ -295,6 +296,16 @@ class Params(Section):
     runtime: Runtime
     """What changes no result."""
 
+    @model_validator(mode="after")
+    def _passes_differ(self) -> Params:
+        by_disagreement = self.adapt.uncertainty.statistic == "mutual_information"
+        if self.model.dropout == 0 and (by_disagreement or self.adapt.losses.uncertainty > 0):
+            raise ValueError(
+                "model.dropout = 0.0: must be above 0 where Monte-Carlo passes are to differ "
+                "(statistic mutual_information, losses.uncertainty > 0)"
+            )
+        return self
+
 
 def read_yaml(path: Path) -> Any:
     """Content of a YAML 1.2 file, as plain Python objects.
@@ -321,10 +332,11 @@ def validate(model: type[SectionType], values: Any, name: str) -> SectionType:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        key = ".".join(str(part) for part in first["loc"])
         given = "" if first["type"] == "missing" else f" = {first['input']!r}"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ValueError(f"{name}: {key}{given}: {_allowed(first)}{more}") from error
+        place = f"{key}{given}: " if key else ""
+        raise ValueError(f"{name}: {place}{_allowed(first)}{more}") from error
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:

@@ -13,3 +13,8 @@ import numpy as np
 def generator(random_state: int, purpose: str, *position: int) -> np.random.Generator:
     """The random generator at an address, such as (0, "mixing", sample)."""
     return np.random.default_rng([random_state, zlib.crc32(purpose.encode()), *position])
+
+
+def generators(random_state: int, purpose: str, step: int, count: int) -> list[np.random.Generator]:
+    """One generator for each of the `count` samples of a step; sample numbers run over steps."""
+    return [generator(random_state, purpose, step * count + i) for i in range(count)]

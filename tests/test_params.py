@@ -50,6 +50,13 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(
         assert repr(value) in message
 
 
+def test_passes_that_cannot_differ_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^params.yaml: model.dropout = 0.0: must be above 0"):
+        make_params({"model.dropout": 0.0})
+    alive = {"adapt.losses.uncertainty": 0.0, "adapt.uncertainty.statistic": "confidence"}
+    assert make_params({"model.dropout": 0.0} | alive).model.dropout == 0.0
+
+
 def test_an_unknown_and_a_missing_key_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"params.yaml: adapt.trucrf.radios = 3: no such key"):
         load_params(write(tmp_path, "    radius: 5 ", "    radius: 5\n    radios: 3 "))

@@ -28,7 +28,7 @@ def read_image(path: Path, size: Size | None = None) -> np.ndarray:
 
     Raises ValueError naming the file where it is no readable image.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         raise ValueError(f"{path}: not a readable image")
     if size is not None and image.shape[1::-1] != size:

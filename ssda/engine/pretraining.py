@@ -16,6 +16,7 @@ from ssda.method.source import frozen_encoder, source_gradients
 from ssda.networks.encoders import load_imagenet_weights
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
+from ssda.randomness import generators
 
 
 def imagenet_network(params: Params, num_classes: int) -> Segmenter:
@@ -56,6 +57,7 @@ def pretrain_steps(
             params.adapt.feature_distance,
             weight,
             space.things,
+            generators(params.random_state, "pretrain dropout", step, settings.batch_size),
         )
 
     network.train()

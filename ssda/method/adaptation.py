@@ -32,7 +32,7 @@ from ssda.networks.heads import enlarge
 from ssda.networks.normalisation import kept_statistics
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Adapt
-from ssda.randomness import generator
+from ssda.randomness import generators
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ def joint_step(
             settings.feature_distance,
             settings.losses.feature_distance,
             task.things,
+            _generators(task, "source dropout", step, len(source.images)),
         )
     guidance = guide(networks.teacher, target, task, step)
     report |= indicators(guidance, len(task.ratios))
@@ -167,9 +168,10 @@ def target_gradients(
         embedding = student.embed(images)
     if not learns:
         return {}
-    with mixed_precision(images):
-        logits = student.classifier(embedding)
-    logits = logits.float()
+    passes = settings.uncertainty.student_passes if weights.uncertainty > 0 else 1
+    masks = student.draw_masks(passes, _generators(task, "target dropout", step, len(images)))
+    members = student.classify(embedding.float(), masks)
+    logits = members[0]
     losses: dict[str, Tensor] = {}
     total = logits.new_zeros(())
     if weights.seed > 0:
@@ -181,9 +183,7 @@ def target_gradients(
         )
         total = total + weights.seed * losses["seed"]
     if weights.uncertainty > 0:
-        passes = settings.uncertainty.student_passes
-        masks = student.draw_masks(passes, _generators(task, "student", step, len(images)))
-        losses["uncertainty"] = uncertainty_loss(student.classify(embedding.float(), masks))
+        losses["uncertainty"] = uncertainty_loss(members)
         total = total + weights.uncertainty * losses["uncertainty"]
     if settings.trucrf.weight > 0:
         assert guidance.seeds is not None
@@ -210,15 +210,15 @@ def mixed_gradients(
 ) -> dict[str, Tensor]:
     """Gradients of w_mix L_mix: mix, jitter, blur, each drawn for each image."""
     settings = task.settings
-    generators = _generators(task, "mixing", step, len(source.images))
-    mask = paste_mask(source.labels, generators)
+    draws = _generators(task, "mixing", step, len(source.images))
+    mask = paste_mask(source.labels, draws)
     images = mix(mask, source.images, target.images)
-    images = jitter(images, settings.augmentation, generators)
-    images = blur(images, settings.augmentation, generators)
+    images = jitter(images, settings.augmentation, draws)
+    images = blur(images, settings.augmentation, draws)
     labels = mix(mask, source.labels, guidance.pseudo.labels)
     weights = mix(mask, torch.ones_like(guidance.pseudo.weights), guidance.pseudo.weights)
     with mixed_precision(images):
-        logits = student(images)
+        logits = student.classify_once(student.embed(images), draws)
     loss = weighted_loss(enlarge(logits.float(), labels.shape[-2:]), labels, weights)
     backward(settings.losses.mix * loss)
     return {"loss_mix": loss.detach()}
@@ -257,5 +257,4 @@ def enlarge_mask(mask: Tensor, size: torch.Size) -> Tensor:
 
 
 def _generators(task: Task, purpose: str, step: int, count: int) -> list[np.random.Generator]:
-    first = step * count
-    return [generator(task.random_state, purpose, first + i) for i in range(count)]
+    return generators(task.random_state, purpose, step, count)

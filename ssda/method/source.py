@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ def source_gradients(
     distance: FeatureDistance,
     distance_weight: float,
     things: tuple[int, ...],
+    generators: list[np.random.Generator],
 ) -> dict[str, Tensor]:
     """Add the gradients of L_source + w_fd L_fd to the student's; return both losses, detached.
 
@@ -30,10 +32,11 @@ def source_gradients(
         distance: where features are compared.
         distance_weight: w_fd.
         things: train ids of countable classes.
+        generators: one an image, for the dropout.
     """
     with mixed_precision(batch.images):
-        features = student.encoder(batch.images)
-        logits = student.classifier(student.head(features))
+        features = student.encode(batch.images)
+        logits = student.classify_once(student.head(features), generators)
     full = enlarge(logits.float(), batch.labels.shape[-2:])
     losses = {"source": source_loss(full, batch.labels)}
     total = losses["source"]

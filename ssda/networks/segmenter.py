@@ -14,7 +14,8 @@ class Segmenter(nn.Module):
     """Images (N, 3, H, W) in [0, 1] to logits (N, C, H / 4, W / 4).
 
     Dropout is not a layer but an argument: `classify` takes masks of the embedding's channels, so
-    that the trunk runs once however many stochastic passes follow.
+    that the trunk runs once however many stochastic passes follow. Training drops channels too;
+    passes with dropout are draws from a posterior only of a network that has learnt with it.
     """
 
     def __init__(self, encoder: str, channels: int, dropout: float, num_classes: int) -> None:
@@ -35,7 +36,11 @@ class Segmenter(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """What the classifier sees, (N, channels, H / 4, W / 4)."""
-        return self.head(self.encoder(images.contiguous(memory_format=torch.channels_last)))
+        return self.head(self.encode(images))
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Features of the encoder's four stages."""
+        return self.encoder(images.contiguous(memory_format=torch.channels_last))
 
     def classify(self, embedding: Tensor, masks: Tensor) -> Tensor:
         """Logits (K, N, C, h, w) of K stochastic passes.
@@ -54,6 +59,10 @@ class Segmenter(nn.Module):
         logits = logits.view(count, len(masks), -1, height, width).transpose(0, 1)
         assert self.classifier.bias is not None
         return logits + self.classifier.bias.view(1, 1, -1, 1, 1)
+
+    def classify_once(self, embedding: Tensor, generators: list[np.random.Generator]) -> Tensor:
+        """Logits (N, C, h, w) of one stochastic pass, as training takes them."""
+        return self.classify(embedding, self.draw_masks(1, generators))[0]
 
     def draw_masks(self, passes: int, generators: list[np.random.Generator]) -> Tensor:
         """Dropout masks (K, N, D) for `classify`, a generator a sample; on the network's device."""

@@ -147,11 +147,20 @@ def test_the_draws_of_a_step_depend_on_the_step_alone(networks: Networks) -> Non
     assert not torch.allclose(first, other)
 
 
+def test_training_drops_channels(networks: Networks) -> None:
+    """The source's gradient has no random draw but dropout."""
+    alone = Networks(networks.student, networks.teacher, None)
+    first, other = (step_gradient(alone, OFF, step) for step in (0, 1))
+    assert not torch.allclose(first, other)
+    networks.student.dropout = 0.0
+    torch.testing.assert_close(step_gradient(alone, OFF, 0), step_gradient(alone, OFF, 1))
+
+
 def test_only_the_target_pass_moves_the_running_statistics(networks: Networks) -> None:
     student = networks.student
     source, target = batches()
     layer = batch_normalisations(student)[0]
-    before = layer.running_mean.clone()  # pyright: ignore[reportOptionalMemberAccess]
+    before = layer.running_mean.clone()
     expected = copy.deepcopy(student)
     with torch.no_grad():
         expected(target.images)
@@ -162,16 +171,16 @@ def test_only_the_target_pass_moves_the_running_statistics(networks: Networks) -
     ):
         torch.testing.assert_close(own.running_mean, wanted.running_mean)
         torch.testing.assert_close(own.running_var, wanted.running_var)
-    assert not torch.equal(before, layer.running_mean)  # pyright: ignore[reportArgumentType]
+    assert not torch.equal(before, layer.running_mean)
 
 
 def test_the_target_pass_fills_the_statistics_also_without_target_losses(
     networks: Networks,
 ) -> None:
     layer = batch_normalisations(networks.student)[0]
-    before = layer.running_mean.clone()  # pyright: ignore[reportOptionalMemberAccess]
+    before = layer.running_mean.clone()
     joint_step(networks, *batches(), make_task({"adapt.losses.target": 0.0}), 0)
-    assert not torch.equal(before, layer.running_mean)  # pyright: ignore[reportArgumentType]
+    assert not torch.equal(before, layer.running_mean)
 
 
 def test_the_teacher_follows_weights_and_statistics(networks: Networks) -> None:

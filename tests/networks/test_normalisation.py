@@ -13,19 +13,19 @@ def test_kept_statistics_normalise_by_the_batch_and_stay() -> None:
     network = small_network().train()
     layer = network[1]
     assert isinstance(layer, nn.BatchNorm2d)
-    before = layer.running_mean.clone()  # pyright: ignore
+    before = layer.running_mean.clone()
     with kept_statistics(network):
         out = network(torch.rand(4, 3, 8, 8) * 5)
-    assert torch.equal(before, layer.running_mean)  # pyright: ignore
+    assert torch.equal(before, layer.running_mean)
     assert out.mean().abs() < 1e-5
     network(torch.rand(4, 3, 8, 8) * 5)
-    assert not torch.equal(before, layer.running_mean)  # pyright: ignore
+    assert not torch.equal(before, layer.running_mean)
 
 
 def test_reestimated_statistics_are_the_mean_over_the_batches() -> None:
     network = small_network().eval()
     batches = list(torch.rand(3, 4, 3, 8, 8) * 3)
-    weights = network[0].weight.clone()  # pyright: ignore
+    weights = network[0].weight.clone()
     reestimate_statistics(network, batches)
     layer = network[1]
     assert isinstance(layer, nn.BatchNorm2d)
@@ -36,7 +36,7 @@ def test_reestimated_statistics_are_the_mean_over_the_batches() -> None:
     torch.testing.assert_close(layer.running_var, variance)
     assert layer.momentum == 0.1
     assert not network.training
-    assert torch.equal(weights, network[0].weight)  # pyright: ignore
+    assert torch.equal(weights, network[0].weight)
 
 
 def test_networks_without_batch_normalisation_are_left_alone() -> None:

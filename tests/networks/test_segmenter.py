@@ -76,7 +76,7 @@ def test_an_encoder_that_does_not_fit_is_named(name: str) -> None:
         Encoder(name)
 
 
-def test_weights_that_do_not_fit_are_named(tmp_path) -> None:  # pyright: ignore
+def test_weights_that_do_not_fit_are_named(tmp_path) -> None:
     from safetensors.torch import save_file
 
     encoder = Encoder("tf_efficientnet_lite0")
