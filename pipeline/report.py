@@ -78,7 +78,8 @@ def follow(
         ("classes", class_curves),
         ("validation", validation),
     ):
-        write_table(folder / f"{name}.csv", rows)
+        if rows:
+            write_table(folder / f"{name}.csv", rows)
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:

@@ -181,7 +181,12 @@ def check_crop(index: Index, size: Size | None, crop: Size) -> None:
 
 def _load(samples: Any, steps: range, batch_size: int, workers: int) -> Iterator[list[Tensor]]:
     numbers = range(steps.start * batch_size, steps.stop * batch_size)
-    yield from DataLoader(samples, batch_size, sampler=numbers, num_workers=workers)
+    try:
+        yield from DataLoader(samples, batch_size, sampler=numbers, num_workers=workers)
+    except ValueError as error:  # a worker's message is its whole traceback
+        raise ValueError(
+            str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+        ) from error
 
 
 @lru_cache(maxsize=2)

@@ -1,0 +1,130 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from demo.scenes import write_cityscapes, write_gta
+from ssda.datasets.conversion import convert_split
+from ssda.datasets.index import Index
+from ssda.datasets.layouts import load_layout
+from ssda.datasets.loading import (
+    EvaluationSamples,
+    SourceSamples,
+    TargetSamples,
+    counted_pixels,
+    source_batches,
+    target_batches,
+)
+from ssda.params import Margins
+from tests.conftest import make_params
+
+PARAMS = make_params({"images.crop": [48, 24], "sampling.min_pixels": 5})
+MARGINS = Margins(top=2, bottom=4, left=1, right=3)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    folder = tmp_path_factory.mktemp("source")
+    write_gta(folder / "raw", 5, size=(36, 68), processes=1)
+    return convert_split(
+        load_layout("gta"), folder / "raw", "train", folder / "converted", with_labels=True
+    )
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    folder = tmp_path_factory.mktemp("target")
+    write_cityscapes(folder / "raw", {"train": 5}, size=(32, 64), processes=1)
+    return convert_split(
+        load_layout("cityscapes"), folder / "raw", "train", folder / "converted", with_labels=False
+    )
+
+
+def source_samples(index: Index, random_state: int = 0) -> SourceSamples:
+    return SourceSamples(index, PARAMS.images, PARAMS.sampling, random_state, "test")
+
+
+def target_samples(index: Index) -> TargetSamples:
+    return TargetSamples(index, PARAMS.images, MARGINS, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sample_i_is_the_same_in_any_order_and_process(source: Index, workers: int) -> None:
+    samples = source_samples(source)
+    alone = samples[5]
+    first, second = source_batches(samples, range(1, 3), 2, workers)
+    assert torch.equal(second.images[1], alone[0])
+    assert torch.equal(second.labels[1], alone[1])
+    assert not torch.equal(first.images[0], first.images[1])
+    assert not torch.equal(source_samples(source, 1)[5][0], alone[0])
+
+
+def test_image_and_label_are_cut_and_mirrored_alike(source: Index) -> None:
+    """Each crop is found again, as it is or mirrored, at one place in image and label."""
+    whole = EvaluationSamples(source, None)
+    samples = source_samples(source)
+    flips = set()
+    for i in range(6):
+        image, label = samples[i]
+        found = [
+            (n, y, x, flip)
+            for n in range(len(whole))
+            for y in range(13)
+            for x in range(21)
+            for flip in (False, True)
+            if torch.equal(_cut(whole[n][0], y, x, flip), image)
+        ]
+        assert found
+        n, y, x, flip = found[0]
+        truth = whole[n][1]
+        assert truth is not None and torch.equal(_cut(truth, y, x, flip), label)
+        flips.add(flip)
+    assert flips == {False, True}
+
+
+def _cut(values: torch.Tensor, y: int, x: int, flip: bool) -> torch.Tensor:
+    part = values[..., y : y + 24, x : x + 48]
+    return part.flip(-1) if flip else part
+
+
+def test_every_target_image_comes_once_an_epoch(target: Index) -> None:
+    small = replace(target, records=target.records)
+    samples = target_samples(small)
+    epochs = [{samples[e * 5 + i][0].float().mean().item() for i in range(5)} for e in range(2)]
+    assert all(len(means) == 5 for means in epochs)
+
+
+def test_margins_are_cut_with_the_image(target: Index) -> None:
+    counted = counted_pixels((32, 64), MARGINS)
+    assert counted.sum() == (32 - 6) * (64 - 4)
+    (batch,) = target_batches(target_samples(target), range(1), 5, 0)
+    assert batch.counted.dtype == torch.bool
+    assert 0 < (~batch.counted).sum() < batch.counted.numel()
+    assert not hasattr(batch, "labels")
+
+
+def test_images_smaller_than_the_crop_are_named(source: Index) -> None:
+    images = PARAMS.images.model_copy(update={"crop": (100, 24)})
+    with pytest.raises(ValueError, match=r"images.crop = \[100, 24\]: larger than .*png"):
+        SourceSamples(source, images, PARAMS.sampling, 0, "test")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_one_line_also_from_a_worker(tmp_path: Path, workers: int) -> None:
+    write_gta(tmp_path / "raw", 2, size=(36, 68), processes=1)
+    index = convert_split(
+        load_layout("gta"), tmp_path / "raw", "train", tmp_path / "converted", with_labels=True
+    )
+    for record in index.records:
+        index.image_path(record).write_bytes(b"no image")
+    with pytest.raises(ValueError, match="not a readable image") as caught:
+        list(source_batches(source_samples(index), range(1), 2, workers))
+    assert "\n" not in str(caught.value)
+
+
+def test_resizing_keeps_label_values(source: Index) -> None:
+    images = PARAMS.images.model_copy(update={"source_size": (50, 30)})
+    _, label = SourceSamples(source, images, PARAMS.sampling, 0, "test")[0]
+    assert set(np.unique(label)) <= {*range(19), 255}
