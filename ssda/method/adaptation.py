@@ -22,7 +22,7 @@ from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.labels import IGNORE
 from ssda.method.losses import uncertainty_loss, weighted_loss
 from ssda.method.mixing import blur, jitter, mix, paste_mask
-from ssda.method.source import backward, mixed_precision, source_gradients
+from ssda.method.source import mixed_precision, source_gradients
 from ssda.method.subdomains import select_seeds
 from ssda.method.teacher import PseudoLabels, pseudo_labels
 from ssda.method.trucrf import truncated_crf_loss
@@ -196,7 +196,7 @@ def target_gradients(
             sigma_rgb=settings.trucrf.sigma_rgb,
         )
         total = total + settings.trucrf.weight * losses["trucrf"]
-    backward(weights.target * total)
+    (weights.target * total).backward()
     return {f"loss_{name}": loss.detach() for name, loss in losses.items()}
 
 
@@ -220,7 +220,7 @@ def mixed_gradients(
     with mixed_precision(images):
         logits = student.classify_once(student.embed(images), draws)
     loss = weighted_loss(enlarge(logits.float(), labels.shape[-2:]), labels, weights)
-    backward(settings.losses.mix * loss)
+    (settings.losses.mix * loss).backward()
     return {"loss_mix": loss.detach()}
 
 

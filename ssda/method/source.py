@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssda.datasets.batches import SourceBatch
 from ssda.method.losses import feature_distance, source_loss, thing_cells
@@ -49,7 +49,7 @@ def source_gradients(
         losses["feature_distance"] = feature_distance(features[stage], reference, cells)
         total = total + distance_weight * losses["feature_distance"]
         report["thing_cell_share"] = cells.float().mean()
-    backward(total)
+    total.backward()
     return report | {f"loss_{name}": loss.detach() for name, loss in losses.items()}
 
 
@@ -58,12 +58,6 @@ def mixed_precision(images: Tensor) -> torch.autocast:
     return torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda)
 
 
-def backward(loss: Tensor) -> None:
-    """Add a loss's gradients to the parameters'."""
-    torch.autograd.backward(loss)
-
-
 def frozen_encoder(encoder: Encoder) -> Encoder:
     """The encoder in evaluation mode, without gradients."""
-    nn.Module.requires_grad_(encoder, False)
-    return encoder.eval()
+    return encoder.requires_grad_(False).eval()
