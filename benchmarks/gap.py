@@ -19,18 +19,16 @@ import platform
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.convert import convert
-from pipeline.paths import CONVERTED, SOURCE_TRAIN, TARGET_TRAIN
+from pipeline.inventory import raw_splits
 from ssda.datasets.conversion import convert_split
 from ssda.datasets.index import Index, read_index
-from ssda.datasets.layouts import load_layout
 from ssda.datasets.loading import EvaluationSamples
 from ssda.engine.adapting import adapt_steps, start_networks, use_target_statistics
 from ssda.engine.device import pick_device
@@ -45,7 +43,7 @@ from ssda.params import Params, read_yaml, validate
 VARIANTS = ("source_only", "reestimated", "adapted", "source_longer", "oracle")
 JOBS = ("adapted", "source_longer", "oracle")
 """What is trained apart; the first job gives the first three variants."""
-LABELLED_TARGET = Path(".ssda/benchmarks/labelled_target")
+CONVERTED = Path(".ssda/benchmarks/converted")
 
 
 @dataclass(frozen=True)
@@ -69,14 +67,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gap.json"))
     arguments = parser.parse_args()
     params = parameters(arguments.set, 0)
-    convert(params)
-    convert_split(
-        load_layout(params.target.layout),
-        Path(params.target.root),
-        params.target.train,
-        LABELLED_TARGET,
-        with_labels=True,
-    )
+    splits = raw_splits(params)
+    splits.append(replace(splits[1], name="target/labelled", with_labels=True))
+    for raw in splits:
+        out = CONVERTED / raw.name
+        convert_split(raw.layout, raw.root, raw.split, out, with_labels=raw.with_labels)
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     results: list[Result] = []
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
@@ -114,7 +109,7 @@ def run(params: Params, split: str, job: str, threads: int) -> list[Result]:
     """Train and score one job's variants of one random state."""
     torch.set_num_threads(threads)
     device = pick_device(params.runtime.device)
-    source, target = read_index(SOURCE_TRAIN), read_index(TARGET_TRAIN)
+    source, target = read_index(CONVERTED / "source/train"), read_index(CONVERTED / "target/train")
     judged = EvaluationSamples(read_index(CONVERTED / "target" / split), params.images.target_size)
     steps = params.pretrain.iterations + params.adapt.iterations
     started = time.monotonic()
@@ -132,7 +127,8 @@ def run(params: Params, split: str, job: str, threads: int) -> list[Result]:
         )
 
     if job == "oracle":
-        return [result(job, trained(params, read_index(LABELLED_TARGET), device, steps))]
+        labelled = read_index(CONVERTED / "target/labelled")
+        return [result(job, trained(params, labelled, device, steps))]
     if job == "source_longer":
         return [result(job, trained(params, source, device, steps))]
     network = trained(params, source, device, params.pretrain.iterations)

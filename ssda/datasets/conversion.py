@@ -92,14 +92,13 @@ def convert_split(
     Images are checked (header, size, end of file), not copied. Without labels no label file is
     looked for or opened. `progress` draws a bar on stderr.
 
-    Raises ValueError that lists the first problems, one a file, and counts all of them; `out` does
-    not exist then, not even an old one.
+    Raises ValueError that lists the first problems, one a file, and counts all of them; `out` is as
+    it was then.
     """
     assert max(layout.ids.values(), default=0) < num_classes, "the map has more classes"
     place = f"{root} ({layout.name}, split {split})"
     unfinished = out.with_name(out.name + ".partial")
-    for stale in (out, unfinished):
-        shutil.rmtree(stale, ignore_errors=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
     images = find_images(layout, root, split)
     found = frozenset(find_labels(layout, root, split, images) if with_labels else ())
     if with_labels and not found:
@@ -123,6 +122,7 @@ def convert_split(
         else:
             task.labels.rmdir()
         write_index(replace(index, folder=unfinished))
+        shutil.rmtree(out, ignore_errors=True)
         unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
