@@ -15,7 +15,6 @@ import copy
 import json
 import math
 import os
-import platform
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.machine import describe_machine
 from pipeline.inventory import raw_splits
 from ssda.datasets.conversion import convert_split
 from ssda.datasets.index import Index, read_index
@@ -156,12 +156,7 @@ def content(results: list[Result], split: str, overrides: list[str]) -> dict[str
     """What the JSON file says."""
     return {
         "question": "how wide is the gap, and how much of it does adaptation close",
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "torch": torch.__version__,
-        },
+        "machine": describe_machine(),
         "split": split,
         "overrides": overrides,
         "miou": {

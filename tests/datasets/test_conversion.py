@@ -378,7 +378,9 @@ def test_a_set_without_labels_or_with_void_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_raw(tmp_path / "raw", "gta", count=50)
     arguments = LAYOUTS["gta"], tmp_path / "raw", "train", tmp_path / "out"
     convert_split(*arguments, with_labels=True)
@@ -394,7 +396,8 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt):
         convert_split(*arguments, with_labels=True)
     assert started.is_set()
-    assert [child.name for child in tmp_path.iterdir()] == ["raw"]
+    assert sorted(child.name for child in tmp_path.iterdir()) == ["out", "raw"]
+    assert len(list((tmp_path / "out/labels").iterdir())) == 50
 
 
 def test_an_old_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
