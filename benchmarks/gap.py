@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import describe_machine
+from benchmarks.measure import describe_machine
 from pipeline.inventory import raw_splits
 from ssda.datasets.conversion import convert_split
 from ssda.datasets.index import Index, read_index

@@ -1,7 +1,6 @@
 """How much faster and smaller is the truncated CRF than unfolding every window?
 
-Forward and backward, both ways in turn in one process; medians of several rounds; peak memory in a
-process of its own for each way.
+Forward and backward, both ways in turn in one process; peak memory in a process of its own each.
 
     python -m benchmarks.trucrf
 """
@@ -9,27 +8,24 @@ process of its own for each way.
 from __future__ import annotations
 
 import argparse
-import resource
-import statistics
-import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.machine import describe_machine
+from benchmarks.measure import Comparison, interleave, peak_mib, report
 from benchmarks.usual import unfolded_crf_loss
-from ssda.files import write_json
 from ssda.method.trucrf import truncated_crf_loss
 
-WAYS: dict[str, Callable[..., Tensor]] = {"ours": truncated_crf_loss, "usual": unfolded_crf_loss}
+Shape = tuple[int, int, int, int]
+WAYS: dict[str, Callable[..., Tensor]] = {"usual": unfolded_crf_loss, "ours": truncated_crf_loss}
 SETTINGS = {"radius": 5, "sigma_xy": 3.0, "sigma_rgb": 0.1}
+MEMORY_BAR = 10.0
 
 
-def problem(shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def problem(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities, image and a mask with 40 % seeds."""
     generator = torch.Generator().manual_seed(0)
     count, _, height, width = shape
@@ -38,27 +34,23 @@ def problem(shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
     return probabilities, image, torch.rand(count, height, width, generator=generator) < 0.4
 
 
-def once(way: str, shape: tuple[int, int, int, int]) -> tuple[float, float, Tensor]:
-    """Seconds of a forward and backward pass, the loss, its gradient."""
-    probabilities, image, seeds = problem(shape)
-    started = time.perf_counter()
-    loss = WAYS[way](probabilities, image, seeds, **SETTINGS)
-    (gradient,) = torch.autograd.grad(loss, probabilities)
-    return time.perf_counter() - started, float(loss), gradient
+def gradient(way: str, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Forward and backward."""
+    return torch.autograd.grad(WAYS[way](*inputs, **SETTINGS), inputs[0])[0]
 
 
-def peak_memory(way: str, shape: tuple[int, int, int, int]) -> float:
-    """MiB that one pass needs beyond its inputs, in a fresh process."""
+def peak_memory(way: str, shape: Shape) -> float:
+    """MiB that forward and backward need beyond their inputs, in a fresh process."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(_grown, (way, shape))
 
 
-def _grown(way: str, shape: tuple[int, int, int, int]) -> float:
-    once(way, (1, 2, 8, 8))
-    problem(shape)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    once(way, shape)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+def _grown(way: str, shape: Shape) -> float:
+    gradient(way, problem((1, 2, 8, 8)))
+    inputs = problem(shape)
+    before = peak_mib()
+    gradient(way, inputs)
+    return peak_mib() - before
 
 
 def main() -> None:
@@ -70,38 +62,25 @@ def main() -> None:
     arguments = parser.parse_args()
     count, classes, height, width = arguments.shape
     shape = (count, classes, height, width)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for way in WAYS:
-        once(way, shape)  # warm-up
-    results: dict[str, tuple[float, float, Tensor]] = {}
-    for _ in range(arguments.rounds):
-        for way in WAYS:
-            results[way] = once(way, shape)
-            seconds[way].append(results[way][0])
-    difference = (results["ours"][2] - results["usual"][2]).abs().max()
-    relative = float(difference / results["usual"][2].abs().max())
-    medians = {way: statistics.median(values) for way, values in seconds.items()}
-    memory = {way: peak_memory(way, shape) for way in WAYS}
-    content: dict[str, Any] = {
-        "question": "truncated CRF, forward and backward, against unfolding every window",
-        "machine": describe_machine(),
-        "shape": shape,
-        **SETTINGS,
-        "seconds": {way: sorted(round(s, 4) for s in values) for way, values in seconds.items()},
-        "faster": round(medians["usual"] / medians["ours"], 1),
-        "peak_mib": {way: round(value, 1) for way, value in memory.items()},
-        "less_memory": round(memory["usual"] / max(memory["ours"], 1.0), 1),
-        "largest_relative_difference_of_gradients": relative,
-    }
-    write_json(arguments.out, content)
-    print("| way | median s | fastest to slowest | peak MiB |\n| --- | --- | --- | --- |")
-    for way, values in content["seconds"].items():
-        spread = f"{values[0]} to {values[-1]}"
-        print(f"| {way} | {medians[way]:.4f} | {spread} | {content['peak_mib'][way]} |")
-    print(
-        f"\n{content['faster']} times faster (bar 30), {content['less_memory']} times less memory "
-        f"(bar 10), gradients differ by {relative:.1e} of the largest"
+    inputs = problem(shape)
+    usual, ours = (gradient(way, inputs) for way in WAYS)
+    difference = float((usual - ours).abs().max() / usual.abs().max())
+    seconds = interleave(
+        {way: lambda way=way: gradient(way, inputs) for way in WAYS}, arguments.rounds
     )
+    memory = {way: round(peak_memory(way, shape), 1) for way in WAYS}
+    faster = Comparison(
+        f"truncated CRF at {shape}, radius 5, forward and backward",
+        seconds,
+        ("usual", "ours"),
+        bar=30.0,
+        at_most=False,
+    )
+    smaller = memory["usual"] / max(memory["ours"], 1.0)
+    extra = {"peak_mib": memory, "largest_relative_difference_of_gradients": difference}
+    report([faster], arguments.out, extra)
+    print(f"\npeak MiB {memory}: {smaller:.0f} times less (bar {MEMORY_BAR:.0f})")
+    print(f"gradients differ by {difference:.1e} of the largest")
 
 
 if __name__ == "__main__":

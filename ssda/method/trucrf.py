@@ -84,8 +84,8 @@ class _TruncatedCRF(torch.autograd.Function):
                 -colour / (2 * sigma_rgb**2) - distance / (2 * sigma_xy**2)
             ) * torch.logical_xor(seed_mask[here], seed_mask[there])
             total += weight.sum()
-            spread[here] += weight.unsqueeze(1) * values[there]
-            spread[there] += weight.unsqueeze(1) * values[here]
+            spread[here].addcmul_(weight.unsqueeze(1), values[there])
+            spread[there].addcmul_(weight.unsqueeze(1), values[here])
         others = (1.0 - seeds).sum().clamp_min(1.0)
         ctx.save_for_backward(spread, others)
         ctx.dtype = probabilities.dtype
