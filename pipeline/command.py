@@ -29,3 +29,8 @@ def guard(work: Callable[[], object], *, debug: bool) -> None:
         if debug:
             raise
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,35 @@
+from collections.abc import Callable
+
+import pytest
+
+from pipeline.command import guard
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def work() -> None:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize("error", [ValueError("a: b"), OSError("a: b"), FloatingPointError("a: b")])
+def test_a_user_s_mistake_is_one_line_and_exit_code_1(error: Exception) -> None:
+    with pytest.raises(SystemExit) as caught:
+        guard(raising(error), debug=False)
+    assert caught.value.code == "error: a: b"
+    with pytest.raises(type(error)):
+        guard(raising(error), debug=True)
+
+
+def test_an_interrupt_is_told_and_has_its_own_exit_code(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        guard(raising(KeyboardInterrupt()), debug=False)
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_mistake_of_ours_is_not_hidden() -> None:
+    with pytest.raises(AssertionError):
+        guard(raising(AssertionError("ours")), debug=False)
