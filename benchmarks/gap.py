@@ -116,7 +116,9 @@ def run(params: Params, split: str, job: str, threads: int) -> list[Result]:
 
     def result(variant: str, network: Segmenter) -> Result:
         seconds = time.monotonic() - started
-        confusion = score(network, judged, CITYSCAPES.num_classes, params.evaluate.batch_size)
+        confusion = score(
+            network, judged, CITYSCAPES.num_classes, params.runtime.evaluation_batch_size
+        )
         iou = (round(value, 2) for value in intersection_over_union(confusion).tolist())
         return Result(
             variant,
@@ -147,7 +149,7 @@ def trained(params: Params, index: Index, device: torch.device, steps: int) -> S
     pretrain = params.pretrain.model_copy(update={"iterations": steps})
     params = params.model_copy(update={"pretrain": pretrain})
     network = imagenet_network(params, CITYSCAPES.num_classes).to(device)
-    for _ in pretrain_steps(network, index, params, CITYSCAPES):
+    for _ in pretrain_steps(network, index, params):
         pass
     return network
 

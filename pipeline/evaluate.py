@@ -55,7 +55,10 @@ def evaluate(params: Params) -> None:
             scores[name] = None
             if network := networks.get(name):
                 confusion = score(
-                    network.to(device), samples, space.num_classes, params.evaluate.batch_size
+                    network.to(device),
+                    samples,
+                    space.num_classes,
+                    params.runtime.evaluation_batch_size,
                 )
                 scores[name] = summary(confusion, space, params.evaluate.subsets)
                 run.metrics({f"{name}.{key}": v for key, v in _flat(scores[name]).items()})

@@ -35,7 +35,7 @@ def pretrain(params: Params) -> None:
         run.tag("device", device.type)
         settings = params.pretrain
         follow(
-            pretrain_steps(network, source, params, CITYSCAPES),
+            pretrain_steps(network, source, params),
             settings.iterations,
             params,
             run,

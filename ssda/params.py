@@ -118,8 +118,6 @@ class Pretrain(Section):
     """Steps between points of the validation curve; 0 for none."""
     optimiser: Optimiser
     """How the weights are updated."""
-    feature_distance_weight: NonNegative
-    """Weight of the distance to the ImageNet features."""
 
 
 class Margins(Section):
@@ -245,8 +243,6 @@ class Adapt(Section):
 class Evaluate(Section):
     """Scores and pictures."""
 
-    batch_size: PositiveCount
-    """Images a forward pass."""
     passes: Passes
     """Monte-Carlo passes of the uncertainty shown."""
     pictures: PositiveCount
@@ -262,6 +258,8 @@ class Runtime(Section):
     """Where to compute."""
     workers: Count
     """Processes that load images."""
+    evaluation_batch_size: PositiveCount
+    """Images a forward pass while evaluating."""
     log_every: PositiveCount
     """Steps between points of a training curve."""
     progress: bool

@@ -43,7 +43,9 @@ def validation_score(
 ) -> float | None:
     """MIoU in per cent on a labelled split, for the curve: nothing may choose by it."""
     samples = EvaluationSamples(index, params.images.target_size)
-    return mean_iou(score(network, samples, space.num_classes, params.evaluate.batch_size))
+    return mean_iou(
+        score(network, samples, space.num_classes, params.runtime.evaluation_batch_size)
+    )
 
 
 @torch.inference_mode()

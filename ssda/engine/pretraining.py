@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -11,8 +10,7 @@ from ssda.datasets.batches import SourceBatch
 from ssda.datasets.index import Index
 from ssda.datasets.loading import SourceSamples, source_batches
 from ssda.engine.training import StepRecord, train
-from ssda.labels import LabelSpace
-from ssda.method.source import frozen_encoder, source_gradients
+from ssda.method.source import source_gradients
 from ssda.networks.encoders import load_imagenet_weights
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
@@ -29,36 +27,24 @@ def imagenet_network(params: Params, num_classes: int) -> Segmenter:
     return network
 
 
-def pretrain_steps(
-    network: Segmenter, source: Index, params: Params, space: LabelSpace
-) -> Iterator[StepRecord]:
+def pretrain_steps(network: Segmenter, source: Index, params: Params) -> Iterator[StepRecord]:
     """Train on the labelled source; yields a record a step.
 
     Args:
         network: as `imagenet_network` gives it, on its device; changed in place.
         source: the source's train split.
         params: everything.
-        space: classes.
     """
     settings = params.pretrain
     device = network.classifier.weight.device
-    weight = settings.feature_distance_weight
-    imagenet = frozen_encoder(copy.deepcopy(network.encoder)) if weight > 0 else None
     samples = SourceSamples(source, params.images, params.sampling, params.random_state, "pretrain")
     batches = source_batches(
         samples, range(settings.iterations), settings.batch_size, params.runtime.workers
     )
 
     def add_gradients(batch: SourceBatch, step: int) -> dict[str, torch.Tensor]:
-        return source_gradients(
-            network,
-            imagenet,
-            batch.to(device),
-            params.adapt.feature_distance,
-            weight,
-            space.things,
-            generators(params.random_state, "pretrain dropout", step, settings.batch_size),
-        )
+        dropout = generators(params.random_state, "pretrain dropout", step, settings.batch_size)
+        return source_gradients(network, batch.to(device), dropout)
 
     network.train()
     yield from train(network, settings.optimiser, settings.iterations, batches, add_gradients)

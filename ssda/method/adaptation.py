@@ -22,7 +22,7 @@ from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.labels import IGNORE
 from ssda.method.losses import uncertainty_loss, weighted_loss
 from ssda.method.mixing import blur, jitter, mix, paste_mask
-from ssda.method.source import mixed_precision, source_gradients
+from ssda.method.source import ImageNetPull, mixed_precision, source_gradients
 from ssda.method.subdomains import select_seeds
 from ssda.method.teacher import PseudoLabels, pseudo_labels
 from ssda.method.trucrf import truncated_crf_loss
@@ -103,16 +103,13 @@ def joint_step(
         `seed_share`, (C,), the share of each class's pseudo labels that are seeds (NaN: no label).
     """
     settings = task.settings
+    pull = None
+    if networks.imagenet is not None:
+        weight = settings.losses.feature_distance
+        pull = ImageNetPull(networks.imagenet, settings.feature_distance, weight, task.things)
+    dropout = _generators(task, "source dropout", step, len(source.images))
     with kept_statistics(networks.student):
-        report = source_gradients(
-            networks.student,
-            networks.imagenet,
-            source,
-            settings.feature_distance,
-            settings.losses.feature_distance,
-            task.things,
-            _generators(task, "source dropout", step, len(source.images)),
-        )
+        report = source_gradients(networks.student, source, dropout, pull)
     guidance = guide(networks.teacher, target, task, step)
     report |= indicators(guidance, len(task.ratios))
     report |= target_gradients(networks.student, target, guidance, task, step)

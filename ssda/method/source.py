@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,25 +16,36 @@ from ssda.networks.segmenter import Segmenter
 from ssda.params import FeatureDistance
 
 
+@dataclass(frozen=True)
+class ImageNetPull:
+    """The feature distance: w_fd L_fd.
+
+    Attributes:
+        encoder: the frozen ImageNet encoder, in evaluation mode.
+        settings: where features are compared.
+        weight: w_fd, above 0.
+        things: train ids of countable classes.
+    """
+
+    encoder: Encoder
+    settings: FeatureDistance
+    weight: float
+    things: tuple[int, ...]
+
+
 def source_gradients(
     student: Segmenter,
-    imagenet: Encoder | None,
     batch: SourceBatch,
-    distance: FeatureDistance,
-    distance_weight: float,
-    things: tuple[int, ...],
     generators: list[np.random.Generator],
+    pull: ImageNetPull | None = None,
 ) -> dict[str, Tensor]:
     """Add the gradients of L_source + w_fd L_fd to the student's; return both losses, detached.
 
     Args:
         student: in training mode.
-        imagenet: the frozen encoder in evaluation mode; None where distance_weight is 0.
         batch: (N, 3, H, W) images in [0, 1] and their labels.
-        distance: where features are compared.
-        distance_weight: w_fd.
-        things: train ids of countable classes.
         generators: one an image, for the dropout.
+        pull: the feature distance; without it there is none.
     """
     with mixed_precision(batch.images):
         features = student.encode(batch.images)
@@ -41,13 +54,15 @@ def source_gradients(
     losses = {"source": source_loss(full, batch.labels)}
     total = losses["source"]
     report: dict[str, Tensor] = {}
-    if imagenet is not None:
-        stage = STRIDES.index(distance.stride)
+    if pull is not None:
+        stage = STRIDES.index(pull.settings.stride)
         with torch.no_grad(), mixed_precision(batch.images):
-            reference = imagenet(batch.images)[stage]
-        cells = thing_cells(batch.labels, things, reference.shape[-2:], distance.min_share)
+            reference = pull.encoder(batch.images)[stage]
+        cells = thing_cells(
+            batch.labels, pull.things, reference.shape[-2:], pull.settings.min_share
+        )
         losses["feature_distance"] = feature_distance(features[stage], reference, cells)
-        total = total + distance_weight * losses["feature_distance"]
+        total = total + pull.weight * losses["feature_distance"]
         report["thing_cell_share"] = cells.float().mean()
     total.backward()
     return report | {f"loss_{name}": loss.detach() for name, loss in losses.items()}

@@ -92,3 +92,10 @@ def test_packages_run_no_code_when_imported() -> None:
         for path in (ROOT / folder).rglob("__init__.py"):
             body = ast.parse(path.read_text()).body
             assert len(body) == 1 and isinstance(body[0], ast.Expr), path
+
+
+def test_a_stage_s_section_reruns_no_earlier_stage() -> None:
+    order = ["pretrain", "adapt", "evaluate"]
+    for stage in ("convert", *order):
+        later = order[order.index(stage) + 1 :] if stage in order else order
+        assert not set(later) & set(STAGES[stage]["params"]), stage
