@@ -1,7 +1,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup repro test lint use lock bench
+.PHONY: setup repro test lint use bench gap lock
 
 setup: .venv/.installed          ## virtual environment with pinned packages and the project
 
@@ -25,7 +25,11 @@ lint: setup                      ## style and types
 use: setup                       ## make use PRESET=gta_small: take a preset as params.yaml
 	python -m pipeline.presets $(PRESET)
 
-bench: setup                     ## how wide the demo's gap is and how much is closed (hours)
+bench: setup                     ## what the parts cost, against the usual way (minutes)
+	python -m benchmarks.trucrf
+	python -m benchmarks.step
+
+gap: setup                       ## how wide the demo's gap is and how much is closed (hours)
 	python -m benchmarks.gap --split report --jobs 2
 
 lock: setup                      ## pin what is installed now

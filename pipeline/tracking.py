@@ -46,7 +46,6 @@ PREFIXES = {"convert": "convert/", "pretrain": "pretrain/", "adapt": "adapt/", "
 """The stages in their order, with the prefix of their metrics."""
 JOURNALS = Path("metrics/logged")
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # MLflow's limits
-KIND = "mlflow.experimentKind"  # makes the UI open on training runs rather than on prompts
 SEND_EVERY, RETRY_AFTER = 2.0, 60.0  # seconds
 
 Points = dict[str, dict[int, float]]
@@ -278,7 +277,7 @@ def _connect(params: Params) -> tuple[MlflowClient, str]:
             return client, found.experiment_id
         local = uri.startswith("sqlite:")
         location = (root / "mlruns" / name).as_uri() if local else None
-        return client, client.create_experiment(name, location, {KIND: "custom_model_development"})
+        return client, client.create_experiment(name, location)
 
 
 def _newest_run(client: MlflowClient, experiment: str, key: str) -> Run | None:
