@@ -99,3 +99,10 @@ def test_a_stage_s_section_reruns_no_earlier_stage() -> None:
     for stage in ("convert", *order):
         later = order[order.index(stage) + 1 :] if stage in order else order
         assert not set(later) & set(STAGES[stage]["params"]), stage
+
+
+def test_only_metrics_are_kept_out_of_the_cache() -> None:
+    """DVC's run cache skips a stage with any other output that is not cached."""
+    for stage in STAGES.values():
+        for out in stage.get("outs", []):
+            assert isinstance(out, str), out
