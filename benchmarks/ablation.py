@@ -1,0 +1,289 @@
+"""Which mechanisms pay? Variants of the method x random states on the demo's streets.
+
+Every finished run is a line of a JSON-lines file, which is replaced as a whole; starting again
+runs only what is missing. A line belongs to a hash of the parameters and the data: a run of other
+ones replaces it. Tune by the validation streets; the test streets are for the report.
+
+    python -m benchmarks.ablation --setting screen --states 0 1 2 --jobs 2
+    python -m benchmarks.summary
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from benchmarks.label_free import label_free_indicators
+from benchmarks.streets import FOLDER, Streets, parameters, streets
+from benchmarks.variants import SETTINGS, VARIANTS, Variant
+from ssda.datasets.index import Index
+from ssda.datasets.loading import EvaluationSamples
+from ssda.engine.adapting import adapt_steps, start_networks, use_target_statistics
+from ssda.engine.checkpoints import load_network, save_network
+from ssda.engine.device import pick_device
+from ssda.engine.evaluation import score
+from ssda.engine.metrics import intersection_over_union, mean_iou
+from ssda.engine.pretraining import imagenet_network, pretrain_steps
+from ssda.files import write_text
+from ssda.labels import CITYSCAPES
+from ssda.networks.segmenter import Segmenter
+from ssda.params import Params
+
+RUNS = Path("benchmarks/results/ablation.jsonl")
+
+
+@dataclass(frozen=True)
+class Score:
+    """MIoU and the IoU of each class, in per cent; None: a class that never occurs."""
+
+    miou: float
+    iou: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: a line of the file."""
+
+    setting: str
+    difficulty: float
+    variant: str
+    random_state: int
+    key: str
+    """Hash of parameters and data."""
+    commit: str
+    seconds: float
+    """Of training after the shared pretraining, and of scoring."""
+    validation: Score | None
+    test: Score
+    indicators: dict[str, float]
+    """Label-free."""
+
+    @property
+    def address(self) -> tuple[str, float, str, int]:
+        """Which run it is; a newer one takes its place."""
+        return self.setting, self.difficulty, self.variant, self.random_state
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is to be done."""
+
+    setting: str
+    difficulty: float
+    variant: str
+    random_state: int
+    key: str
+    pretraining: Params
+    params: Params
+
+
+def main() -> None:
+    """Run what is missing, a line each."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--states", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--setting", choices=SETTINGS, default="default")
+    parser.add_argument("--difficulty", type=float, default=1.0, help="0 to 1.5; 1: the demo's")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time that share the cores")
+    parser.add_argument("--threads", type=int, help="of a run; default: cores / jobs")
+    parser.add_argument("--out", type=Path, default=RUNS)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, _leave)
+    data = streets(arguments.difficulty)
+    jobs = [
+        job(arguments.setting, arguments.difficulty, name, state, data.digest)
+        for name in arguments.variants
+        for state in arguments.states
+    ]
+    done = {result.key for result in read_results(arguments.out)}
+    missing = [job for job in jobs if job.key not in done]
+    print(f"{len(jobs) - len(missing)} runs are there, {len(missing)} to do", flush=True)
+    threads = arguments.threads or max(1, (os.cpu_count() or 1) // arguments.jobs)
+    starts = {pretrained_path(job.pretraining, data.digest): job for job in missing}
+    # Forked: the runs keep this command's name, by which they can be found and paused.
+    with multiprocessing.get_context("fork").Pool(arguments.jobs) as pool:
+        for _ in pool.imap_unordered(_pretrain, [(j, data, threads) for j in starts.values()]):
+            pass
+        for result in pool.imap_unordered(_run, [(j, data, threads) for j in missing]):
+            # Read again: another process may have added runs.
+            write_results(arguments.out, [*read_results(arguments.out), result])
+            validation = f"{result.validation.miou:5.1f}" if result.validation else "    -"
+            print(
+                f"{result.variant:24} {result.random_state:3}  validation {validation}  "
+                f"test {result.test.miou:5.1f}  {result.seconds:5.0f} s",
+                flush=True,
+            )
+
+
+def job(setting: str, difficulty: float, name: str, random_state: int, digest: str) -> Job:
+    """The run of a variant in a setting."""
+    variant = VARIANTS[name]
+    early = {k: v for k, v in variant.changes.items() if k.split(".")[0] in ("model", "pretrain")}
+    pretraining = parameters(early, difficulty, random_state)
+    changes = dict(SETTINGS[setting]) | dict(variant.changes)
+    params = parameters(changes, difficulty, random_state)
+    key = run_key(variant, pretraining, params, digest)
+    return Job(setting, difficulty, name, random_state, key, pretraining, params)
+
+
+def run_key(variant: Variant, pretraining: Params, params: Params, digest: str) -> str:
+    """Hash of all that a run depends on but the code."""
+    facts = [variant.training, digest, _facts(pretraining, PRETRAINING)]
+    if variant.training not in ("none", "statistics"):
+        facts.append(_facts(params, (*PRETRAINING, "adapt")))
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+PRETRAINING = ("random_state", "images", "sampling", "model", "pretrain")
+
+
+def _facts(params: Params, sections: Iterable[str]) -> list[str]:
+    """What the sections say, but for what is off: an option added later, off, changes nothing."""
+    values = params.model_dump()
+
+    def flat(prefix: str, value: Any) -> list[str]:
+        if isinstance(value, dict):
+            return [line for key in sorted(value) for line in flat(f"{prefix}.{key}", value[key])]
+        return [f"{prefix} {value!r}"] if value else []
+
+    unread = ("validate_every",)
+    return [
+        line
+        for section in sections
+        for line in flat(section, values[section])
+        if not line.split()[0].endswith(unread)
+    ]
+
+
+def pretrained_path(params: Params, digest: str) -> Path:
+    """Where the pretrained network lies that variants share."""
+    facts = json.dumps([digest, _facts(params, PRETRAINING)])
+    return FOLDER / "pretrained" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.safetensors"
+
+
+def network_path(setting: str, difficulty: float, variant: str, random_state: int) -> Path:
+    """Where a run leaves its network, for the diagnostics."""
+    return FOLDER / "networks" / f"{setting}-{difficulty:g}-{variant}-{random_state}.safetensors"
+
+
+def _leave(signal_number: int, frame: FrameType | None) -> None:
+    sys.exit(1)  # through the pool's exit, which ends its runs
+
+
+def _pretrain(task: tuple[Job, Streets, int]) -> None:
+    job, data, threads = task
+    path = pretrained_path(job.pretraining, data.digest)
+    if not path.is_file() and VARIANTS[job.variant].training not in ("source", "labelled"):
+        torch.set_num_threads(threads)
+        network = trained(job.pretraining, data.source, job.pretraining.pretrain.iterations)
+        save_network(path, network, job.pretraining.model, CITYSCAPES)
+
+
+def _run(task: tuple[Job, Streets, int]) -> Result:
+    """Train, score and describe one variant of one random state."""
+    job, data, threads = task
+    torch.set_num_threads(threads)
+    params = job.params
+    training = VARIANTS[job.variant].training
+    started = time.monotonic()
+    steps = params.pretrain.iterations + params.adapt.iterations
+    if training == "source":
+        network = trained(params, data.source, steps)
+    elif training == "labelled":
+        network = trained(params, data.labelled, steps)
+    else:
+        network = load_network(pretrained_path(job.pretraining, data.digest))[0]
+        network.to(pick_device(params.runtime.device))
+        if training == "statistics":
+            use_target_statistics(network, data.target, params)
+        elif training == "adapt":
+            networks = start_networks(network, data.target, params)
+            for _ in adapt_steps(networks, data.source, data.target, params, CITYSCAPES):
+                pass
+            network = networks.teacher
+    network.eval()
+    path = network_path(job.setting, job.difficulty, job.variant, job.random_state)
+    save_network(path, network, params.model, CITYSCAPES)
+    frequencies = torch.from_numpy(data.source.class_frequencies).float()
+    indicators = label_free_indicators(network, data.target, frequencies, params)
+    validation = scored(network, data.validation, params)
+    test = scored(network, data.report, params)
+    return Result(
+        job.setting,
+        job.difficulty,
+        job.variant,
+        job.random_state,
+        job.key,
+        _commit(),
+        round(time.monotonic() - started, 1),
+        validation,
+        test,
+        {name: round(value, 5) for name, value in indicators.items()},
+    )
+
+
+def trained(params: Params, index: Index, steps: int) -> Segmenter:
+    """A network trained on a labelled split for so many steps."""
+    pretrain = params.pretrain.model_copy(update={"iterations": steps})
+    params = params.model_copy(update={"pretrain": pretrain})
+    network = imagenet_network(params, CITYSCAPES.num_classes)
+    network.to(pick_device(params.runtime.device))
+    for _ in pretrain_steps(network, index, params):
+        pass
+    return network
+
+
+def scored(network: Segmenter, index: Index, params: Params) -> Score:
+    """The network's score on a labelled split."""
+    samples = EvaluationSamples(index, params.images.target_size)
+    batch_size = params.runtime.evaluation_batch_size
+    confusion = score(network, samples, CITYSCAPES.num_classes, batch_size)
+    values = [round(value, 2) for value in intersection_over_union(confusion).tolist()]
+    iou = tuple(None if math.isnan(value) else value for value in values)
+    return Score(round(mean_iou(confusion) or 0.0, 3), iou)
+
+
+def read_results(path: Path) -> list[Result]:
+    """The runs in a file; none where there is no file."""
+    if not path.is_file():
+        return []
+    results: list[Result] = []
+    for line in path.read_text().splitlines():
+        values = json.loads(line)
+        for name in ("validation", "test"):
+            if values[name] is not None:
+                values[name] = Score(values[name]["miou"], tuple(values[name]["iou"]))
+        results.append(Result(**values))
+    return results
+
+
+def write_results(path: Path, results: Iterable[Result]) -> None:
+    """A line a run, sorted; of two runs at one address the later one stays."""
+    latest = {result.address: result for result in results}
+    lines = [json.dumps(asdict(latest[address])) for address in sorted(latest)]
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()

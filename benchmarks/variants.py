@@ -1,0 +1,124 @@
+"""What the ablation compares: variants of the method, in settings of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Changes = Mapping[str, Any]
+"""Dotted keys of params.yaml and their values."""
+EVERY_PIXEL = 1e9
+"""A beta by which every pseudo label is kept, whatever its class."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    Attributes:
+        says: what it is, for the table.
+        changes: of params.yaml. Those of `model` and `pretrain` hold for pretraining too; all
+            others for what comes after it alone, so that most variants share one pretrained net.
+        training: after pretraining: nothing; new statistics of batch normalisation ("AdaBN");
+            adaptation. Or, instead of both, from the ImageNet encoder for as many steps as both
+            have: on the source, or on *labelled* target images (the oracle).
+    """
+
+    says: str
+    changes: Changes = field(default_factory=dict[str, Any])
+    training: Literal["none", "statistics", "adapt", "source", "labelled"] = "adapt"
+
+
+SETTINGS: dict[str, Changes] = {
+    "default": {},
+    # Cheap: 0.35 of the default's time for adaptation.
+    "screen": {"adapt.iterations": 150, "images.crop": [192, 96]},
+}
+
+NO_TARGET_LOSS: Changes = {"adapt.losses.target": 0.0}
+CLASS_MIXING: Changes = NO_TARGET_LOSS | {
+    "adapt.losses.feature_distance": 0.0,
+    "sampling.rare_class_temperature": None,
+}
+SEEDS_ALONE: Changes = {"adapt.losses.uncertainty": 0.0, "adapt.trucrf.weight": 0.0}
+
+VARIANTS: dict[str, Variant] = {
+    "source_only": Variant("source only, as pretrained", training="none"),
+    "reestimated": Variant("new statistics on the target, no training", training="statistics"),
+    "full": Variant("full: params.yaml"),
+    # Class mixing and what is added to it, one by one.
+    "mixing": Variant("class mixing, weight q", CLASS_MIXING),
+    "mixing_pixel": Variant(
+        "class mixing, threshold a pixel",
+        CLASS_MIXING | {"adapt.uncertainty.weighting": "pixel"},
+    ),
+    "without_target": Variant("full without the target losses (w_t = 0)", NO_TARGET_LOSS),
+    # Full without one of its parts.
+    "without_seed": Variant("full without seed loss", {"adapt.losses.seed": 0.0}),
+    "without_trucrf": Variant("full without TruCRF", {"adapt.trucrf.weight": 0.0}),
+    "without_uncertainty": Variant(
+        "full without uncertainty loss", {"adapt.losses.uncertainty": 0.0}
+    ),
+    "without_balance": Variant(
+        "full, every pixel a seed (so TruCRF rests)", {"adapt.uncertainty.beta": EVERY_PIXEL}
+    ),
+    # How seeds are ranked, how much the target losses weigh, how pseudo labels count.
+    "mutual_information": Variant(
+        "full, ranked by mutual information", {"adapt.uncertainty.statistic": "mutual_information"}
+    ),
+    "predictive_entropy": Variant(
+        "full, ranked by predictive entropy", {"adapt.uncertainty.statistic": "predictive_entropy"}
+    ),
+    "weighting_pixel": Variant("full, threshold a pixel", {"adapt.uncertainty.weighting": "pixel"}),
+    "target_1": Variant("full, w_t = 1", {"adapt.losses.target": 1.0}),
+    "target_001": Variant("full, w_t = 0.01", {"adapt.losses.target": 0.01}),
+    "faster": Variant("full, twice the learning rate", {"adapt.optimiser.learning_rate": 3e-4}),
+    "threshold_90": Variant(
+        "full, certain from a confidence of 0.9", {"adapt.uncertainty.confidence_threshold": 0.9}
+    ),
+    "plain_target": Variant(
+        "full, target images not jittered", {"adapt.augmentation.jitter_target": False}
+    ),
+    "confident_pixels": Variant(
+        "full, seeds: confidence >= 0.968, no balance",
+        {"adapt.uncertainty.beta": EVERY_PIXEL, "adapt.uncertainty.max_uncertainty": 0.032},
+    ),
+    # Parts of class mixing and the seeds alone.
+    "without_rare": Variant(
+        "full, source images drawn evenly", {"sampling.rare_class_temperature": None}
+    ),
+    "without_distance": Variant(
+        "full without feature distance", {"adapt.losses.feature_distance": 0.0}
+    ),
+    "seeds": Variant("full without uncertainty loss, TruCRF", SEEDS_ALONE),
+    "seeds_unbalanced": Variant(
+        "the same, every pixel a seed", SEEDS_ALONE | {"adapt.uncertainty.beta": EVERY_PIXEL}
+    ),
+    "seeds_mutual_information": Variant(
+        "the same, ranked by mutual information",
+        SEEDS_ALONE | {"adapt.uncertainty.statistic": "mutual_information"},
+    ),
+    # Numbers.
+    "beta_05": Variant("full, beta = 0.05", {"adapt.uncertainty.beta": 0.05}),
+    "beta_20": Variant("full, beta = 0.2", {"adapt.uncertainty.beta": 0.2}),
+    "radius_1": Variant("full, radius 1", {"adapt.trucrf.radius": 1}),
+    "radius_3": Variant("full, radius 3", {"adapt.trucrf.radius": 3}),
+    "radius_7": Variant("full, radius 7", {"adapt.trucrf.radius": 7}),
+    "sigma_rgb_03": Variant("full, sigma_rgb = 0.03", {"adapt.trucrf.sigma_rgb": 0.03}),
+    "sigma_rgb_30": Variant("full, sigma_rgb = 0.3", {"adapt.trucrf.sigma_rgb": 0.3}),
+    "passes_2": Variant("full, K = 2", {"adapt.uncertainty.passes": 2}),
+    "passes_8": Variant("full, K = 8", {"adapt.uncertainty.passes": 8}),
+    "released": Variant(
+        "full, the paper's weights and ranking",
+        {
+            "adapt.uncertainty.statistic": "mutual_information",
+            "adapt.losses.target": 0.01,
+            "adapt.trucrf.weight": 0.1,
+            "adapt.augmentation.jitter_target": False,
+        },
+    ),
+    # The ends of the gap, with as many steps as pretraining and adaptation have together.
+    "source_longer": Variant("source only, as many steps", training="source"),
+    "oracle": Variant("oracle: as many steps on labelled target images", training="labelled"),
+}
