@@ -114,7 +114,11 @@ def main() -> None:
     missing = [job for job in jobs if job.key not in done]
     print(f"{len(jobs) - len(missing)} runs are there, {len(missing)} to do", flush=True)
     threads = arguments.threads or max(1, (os.cpu_count() or 1) // arguments.jobs)
-    starts = {pretrained_path(job.pretraining, data.digest): job for job in missing}
+    starts = {
+        pretrained_path(job.pretraining, data.digest): job
+        for job in missing
+        if VARIANTS[job.variant].training not in ("source", "labelled")
+    }
     # Forked: the runs keep this command's name, by which they can be found and paused.
     with multiprocessing.get_context("fork").Pool(arguments.jobs) as pool:
         for _ in pool.imap_unordered(_pretrain, [(j, data, threads) for j in starts.values()]):
@@ -188,7 +192,7 @@ def _leave(signal_number: int, frame: FrameType | None) -> None:
 def _pretrain(task: tuple[Job, Streets, int]) -> None:
     job, data, threads = task
     path = pretrained_path(job.pretraining, data.digest)
-    if not path.is_file() and VARIANTS[job.variant].training not in ("source", "labelled"):
+    if not path.is_file():
         torch.set_num_threads(threads)
         network = trained(job.pretraining, data.source, job.pretraining.pretrain.iterations)
         save_network(path, network, job.pretraining.model, CITYSCAPES)
