@@ -1,7 +1,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup repro test lint use bench gap lock
+.PHONY: setup repro test lint use bench ablation lock
 
 setup: .venv/.installed          ## virtual environment with pinned packages and the project
 
@@ -29,8 +29,9 @@ bench: setup                     ## what the parts cost, against the usual way (
 	python -m benchmarks.trucrf
 	python -m benchmarks.step
 
-gap: setup                       ## how wide the demo's gap is and how much is closed (hours)
-	python -m benchmarks.gap --split report --jobs 2
+ablation: setup                  ## which mechanisms pay (a day; resumes: stop and start it at will)
+	python -m benchmarks.ablation --jobs 2
+	python -m benchmarks.summary
 
 lock: setup                      ## pin what is installed now
 	.venv/bin/python -m pip freeze --exclude-editable > requirements.lock

@@ -1,0 +1,76 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.ablation import Result, Score, job, read_results, write_results
+from benchmarks.summary import correlations, estimate, gap_closure, rows
+from benchmarks.variants import SETTINGS, VARIANTS
+
+FIFTY = Score(50.0, (50.0, None))
+RUN = Result("default", 1.0, "full", 0, "k", "c", 1.0, FIFTY, Score(40.0, (40.0,)), {})
+
+
+def run(variant: str, state: int, test: float, **indicators: float) -> Result:
+    score = Score(test + 1.0, (test,))
+    return replace(
+        RUN,
+        variant=variant,
+        random_state=state,
+        validation=score,
+        test=Score(test, (test,)),
+        indicators=indicators,
+    )
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_variant_is_valid_and_differs_from_all_others(setting: str) -> None:
+    keys = {name: job(setting, 1.0, name, 0, "data").key for name in VARIANTS}
+    assert len(set(keys.values())) == len(VARIANTS)
+    assert job(setting, 1.0, "full", 1, "data").key != keys["full"]
+    assert job(setting, 1.0, "full", 0, "other data").key != keys["full"]
+
+
+def test_variants_share_the_pretraining_of_a_state() -> None:
+    jobs = [job("screen", 1.0, name, 3, "data") for name in VARIANTS]
+    assert len({job.pretraining for job in jobs}) == 1
+
+
+def test_a_run_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    assert read_results(path) == []
+    other = replace(RUN, random_state=1, validation=None)
+    write_results(path, [RUN, other, replace(RUN, key="new")])
+    assert read_results(path) == [replace(RUN, key="new"), other]
+
+
+def test_differences_are_taken_state_by_state() -> None:
+    results = [run("full", 0, 50.0), run("full", 1, 60.0)]
+    results += [run("mixing", 0, 48.0), run("mixing", 1, 59.0), run("mixing", 2, 10.0)]
+    full, mixing = rows(results, "full")
+    assert full.test_difference is None
+    assert mixing.test == estimate([48.0, 59.0, 10.0])
+    difference = mixing.validation_difference
+    assert difference is not None
+    assert difference.mean == pytest.approx(-1.5)
+    assert difference.deviation == pytest.approx(0.5**0.5)
+    assert difference.interval == pytest.approx(12.71 * 0.5)
+
+
+def test_gap_closure_takes_the_states_that_have_all_three() -> None:
+    results = [run("full", 0, 50.0), run("source_longer", 0, 20.0), run("oracle", 0, 60.0)]
+    results += [run("full", 1, 99.0)]
+    assert gap_closure(results, "full") == estimate([0.75])
+    assert gap_closure(results, "mixing") is None
+
+
+def test_an_indicator_that_ranks_as_the_score_does_comes_first() -> None:
+    names = ("full", "mixing", "mixing_pixel", "without_seed")
+    results = [
+        run(name, state, 40.0 + i, good=float(i), bad=float(i % 2))
+        for state in (0, 1)
+        for i, name in enumerate(names)
+    ]
+    table = {row.indicator: row for row in correlations(results)}
+    assert table["good"].within_states == pytest.approx(1.0)
+    assert abs(table["bad"].within_states) < 1.0
