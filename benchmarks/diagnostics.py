@@ -1,0 +1,555 @@
+"""Why a mechanism pays or not: measured on trained networks with the target's labels.
+
+Labels are read here to understand, never to train or to choose. Networks are those that
+`benchmarks.ablation` leaves below .ssda/benchmarks/networks; the first one's seeds divide the
+pixels of all.
+
+    python -m benchmarks.diagnostics reestimated full without_trucrf --setting screen
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.ablation import job, network_path
+from benchmarks.streets import Streets, streets
+from benchmarks.variants import SETTINGS, VARIANTS
+from ssda.datasets.batches import SourceBatch, TargetBatch
+from ssda.datasets.index import Index
+from ssda.datasets.loading import EvaluationSamples, SourceSamples, counted_pixels, source_batches
+from ssda.engine.checkpoints import load_network
+from ssda.engine.evaluation import batches
+from ssda.files import write_json
+from ssda.labels import CITYSCAPES, IGNORE
+from ssda.method.adaptation import (
+    Networks,
+    Task,
+    guide,
+    mixed_gradients,
+    shrink_mask,
+    target_gradients,
+)
+from ssda.method.losses import source_loss
+from ssda.method.source import ImageNetPull, frozen_encoder, source_gradients
+from ssda.method.subdomains import keep_ratios, select_seeds
+from ssda.method.teacher import create_teacher
+from ssda.method.trucrf import truncated_crf_loss
+from ssda.method.uncertainty import STATISTICS
+from ssda.networks.encoders import Encoder, load_imagenet_weights
+from ssda.networks.heads import enlarge
+from ssda.networks.segmenter import Segmenter
+from ssda.params import Adapt, Params
+from ssda.randomness import generators
+
+RESULT = Path("benchmarks/results/diagnostics.json")
+EDGE = 2
+"""A cell is near an edge when another class lies within so many cells."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How well a statistic of K passes ranks wrong pixels.
+
+    Attributes:
+        statistic: of the ensemble.
+        passes: K.
+        auroc: chance that a wrong pixel is more uncertain than a right one.
+        seeds: share of the seeds that are right, in per cent.
+        others: the same of all other pixels.
+        seeds_by_class: mean over classes of the share of right seeds.
+        others_by_class: the same of all other pixels.
+    """
+
+    statistic: str
+    passes: int
+    auroc: float
+    seeds: float
+    others: float
+    seeds_by_class: float
+    others_by_class: float
+
+
+@dataclass(frozen=True)
+class ClassOfSeeds:
+    """The seeds of one class, by pseudo label; shares in per cent, None: no pixels."""
+
+    name: str
+    keep_ratio: float
+    pseudo_labels: int
+    seeds_right: float | None
+    others_right: float | None
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What TruCRF says of pixels that are no seeds, near edges and elsewhere; in per cent.
+
+    The loss pulls such a pixel towards the class that its weighted seed neighbours vote for.
+
+    Attributes:
+        sigma_rgb: colour bandwidth.
+        radius: of the window.
+        place: near an edge of the truth, or inside.
+        reached: share of these pixels with a vote (pair weights of 0.1 or more together).
+        network_right: of the pixels reached, how many the network has right.
+        vote_right: how many the vote has right.
+        network_right_where_they_differ: of the pixels reached where both differ.
+        vote_right_where_they_differ: the same.
+    """
+
+    sigma_rgb: float
+    radius: int
+    place: str
+    reached: float
+    network_right: float
+    vote_right: float
+    network_right_where_they_differ: float | None
+    vote_right_where_they_differ: float | None
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A loss term's gradient, mean over batches.
+
+    Attributes:
+        term: unweighted, as the loss defines it.
+        norm: of the gradient over all weights of the student.
+        cosine: with the gradient of cross entropy on the *true* labels of the same target images;
+            above 0 a step down the term is one towards the truth.
+    """
+
+    term: str
+    norm: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Share of right pixels of a network in per cent, by the first network's seeds and by edges."""
+
+    seeds_near_edges: float
+    seeds_inside: float
+    others_near_edges: float
+    others_inside: float
+
+
+@dataclass(frozen=True)
+class View:
+    """A labelled target batch on the logits' grid; rims are IGNORE in labels and truth."""
+
+    images: Tensor
+    embedding: Tensor
+    probabilities: Tensor
+    confidence: Tensor
+    labels: Tensor
+    truth: Tensor
+    edges: Tensor
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("variants", nargs="+", choices=VARIANTS)
+    parser.add_argument("--setting", choices=SETTINGS, default="default")
+    parser.add_argument("--difficulty", type=float, default=1.0)
+    parser.add_argument("--state", type=int, default=0)
+    parser.add_argument("--batches", type=int, default=12, help="of target images")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    data = streets(arguments.difficulty)
+    networks: dict[str, Segmenter] = {}
+    for name in arguments.variants:
+        path = network_path(arguments.setting, arguments.difficulty, name, arguments.state)
+        networks[name] = load_network(path)[0]
+    full = job(arguments.setting, arguments.difficulty, "full", arguments.state, data.digest)
+    params = full.params
+    ratios = keep_ratios(
+        torch.from_numpy(data.source.class_frequencies), beta=params.adapt.uncertainty.beta
+    )
+    views = {
+        name: look(network, data.labelled, params, arguments.batches)
+        for name, network in networks.items()
+    }
+    reference = [
+        seed_mask(networks[arguments.variants[0]], view, ratios, params, "confidence", 4)
+        for view in views[arguments.variants[0]]
+    ]
+    content = {
+        name: {
+            "rankings": [
+                asdict(ranking(network, views[name], ratios, params, statistic, passes))
+                for statistic in STATISTICS
+                for passes in (2, 4, 8)
+            ],
+            "classes": [asdict(row) for row in classes(network, views[name], ratios, params)],
+            "votes": [asdict(row) for row in votes(network, views[name], ratios, params)],
+            "places": asdict(places(views[name], reference)),
+            "gradients": [asdict(row) for row in gradients(network, data, ratios, params)],
+        }
+        for name, network in networks.items()
+    }
+    head = {
+        "setting": arguments.setting,
+        "difficulty": arguments.difficulty,
+        "random_state": arguments.state,
+        "images": arguments.batches * params.adapt.batch_size,
+    }
+    write_json(arguments.out, head | {"networks": _rounded(content)})
+    for name, values in content.items():
+        print(f"\n## {name}")
+        for part, rows in values.items():
+            print(table(part, rows if isinstance(rows, list) else [rows]))
+
+
+@torch.inference_mode()
+def look(network: Segmenter, index: Index, params: Params, count: int) -> list[View]:
+    """The first batches of labelled images as a network sees them."""
+    views: list[View] = []
+    samples = EvaluationSamples(index, params.images.target_size)
+    for images, truths in batches(samples, params.adapt.batch_size):
+        if len(views) == count:
+            break
+        inputs = images.float() / 255.0
+        embedding = network.embed(inputs)
+        probabilities = network.classifier(embedding).softmax(1)
+        confidence, labels = probabilities.max(1)
+        truth = torch.stack([label for label in truths if label is not None])
+        stride = inputs.shape[-1] // labels.shape[-1]
+        grid = truth[:, stride // 2 :: stride, stride // 2 :: stride].long()
+        counted = torch.from_numpy(counted_pixels(images.shape[-2:], params.adapt.margins))
+        rim = ~shrink_mask(counted.expand(len(images), -1, -1), labels.shape[-2:])
+        views.append(
+            View(
+                inputs,
+                embedding,
+                probabilities,
+                confidence,
+                labels.masked_fill(rim, IGNORE),
+                grid.masked_fill(rim, IGNORE),
+                near_edges(grid),
+            )
+        )
+    return views
+
+
+def near_edges(labels: Tensor) -> Tensor:
+    """Cells (N, h, w) bool with another class within EDGE cells."""
+    values = labels.float().unsqueeze(1)
+    size = 2 * EDGE + 1
+    highest = functional.max_pool2d(values, size, 1, EDGE)
+    lowest = -functional.max_pool2d(-values, size, 1, EDGE)
+    return (highest != lowest).squeeze(1)
+
+
+def uncertainty(network: Segmenter, view: View, statistic: str, passes: int) -> Tensor:
+    """The statistic (N, h, w) of K passes."""
+    draws = generators(0, "diagnostics", 0, len(view.labels))
+    with torch.inference_mode():
+        members = network.classify(view.embedding, network.draw_masks(passes, draws))
+        return STATISTICS[statistic](members.softmax(2))
+
+
+def seed_mask(
+    network: Segmenter, view: View, ratios: Tensor, params: Params, statistic: str, passes: int
+) -> Tensor:
+    """Seeds (N, h, w) bool, as adaptation draws them."""
+    return select_seeds(
+        view.labels,
+        uncertainty(network, view, statistic, passes),
+        view.confidence,
+        ratios,
+        min_pixels=params.adapt.uncertainty.min_pixels,
+    )
+
+
+def ranking(
+    network: Segmenter,
+    views: list[View],
+    ratios: Tensor,
+    params: Params,
+    statistic: str,
+    passes: int,
+) -> Ranking:
+    """How well a statistic ranks wrong pixels, and how right the seeds are."""
+    values, labels, truths, seeds = (
+        torch.cat(parts)
+        for parts in zip(
+            *(
+                (
+                    uncertainty(network, view, statistic, passes),
+                    view.labels,
+                    view.truth,
+                    seed_mask(network, view, ratios, params, statistic, passes),
+                )
+                for view in views
+            ),
+            strict=True,
+        )
+    )
+    judged = truths != IGNORE
+    right = labels == truths
+    chosen, rest = judged & seeds, judged & ~seeds
+    return Ranking(
+        statistic,
+        passes,
+        auroc(values[judged], ~right[judged]),
+        _share(right[chosen]),
+        _share(right[rest]),
+        _by_class(right, labels, chosen),
+        _by_class(right, labels, rest),
+    )
+
+
+def auroc(values: Tensor, positive: Tensor) -> float:
+    """Area under the curve of receiver operating characteristics; ties count half."""
+    levels, inverse = values.double().unique(return_inverse=True)
+    positives = torch.bincount(inverse[positive], minlength=len(levels)).double()
+    negatives = torch.bincount(inverse[~positive], minlength=len(levels)).double()
+    below = negatives.cumsum(0) - negatives
+    return float((positives * (below + negatives / 2)).sum() / (positives.sum() * negatives.sum()))
+
+
+def classes(
+    network: Segmenter, views: list[View], ratios: Tensor, params: Params
+) -> list[ClassOfSeeds]:
+    """Seeds by the default statistic, a class a row."""
+    settings = params.adapt.uncertainty
+    rows: list[ClassOfSeeds] = []
+    seeds = torch.cat(
+        [
+            seed_mask(network, view, ratios, params, settings.statistic, settings.passes)
+            for view in views
+        ]
+    )
+    labels = torch.cat([view.labels for view in views])
+    truth = torch.cat([view.truth for view in views])
+    for train_id, name in enumerate(CITYSCAPES.names):
+        there = (labels == train_id) & (truth != IGNORE)
+        right = truth == train_id
+        rows.append(
+            ClassOfSeeds(
+                name,
+                round(float(ratios[train_id]), 3),
+                int(there.sum()),
+                _share(right[there & seeds]) if (there & seeds).any() else None,
+                _share(right[there & ~seeds]) if (there & ~seeds).any() else None,
+            )
+        )
+    return rows
+
+
+def votes(network: Segmenter, views: list[View], ratios: Tensor, params: Params) -> list[Vote]:
+    """What TruCRF's neighbours say of pixels that are no seeds."""
+    settings = params.adapt.uncertainty
+    crf = params.adapt.trucrf
+    variants = [
+        (crf.sigma_rgb, crf.radius),
+        (0.03, crf.radius),
+        (0.3, crf.radius),
+        (crf.sigma_rgb, 1),
+    ]
+    rows: list[Vote] = []
+    for sigma_rgb, radius in variants:
+        facts: list[tuple[Tensor, ...]] = []
+        for view in views:
+            seeds = seed_mask(network, view, ratios, params, settings.statistic, settings.passes)
+            probabilities = view.probabilities.clone().requires_grad_()
+            size = (seeds.shape[-2], seeds.shape[-1])
+            loss = truncated_crf_loss(
+                probabilities,
+                functional.adaptive_avg_pool2d(view.images, size),
+                seeds,
+                radius=radius,
+                sigma_xy=crf.sigma_xy,
+                sigma_rgb=sigma_rgb,
+            )
+            others = ~seeds & (view.truth != IGNORE)
+            # -dL/dp of such a pixel is its seed neighbours' weighted predictions.
+            (pull,) = torch.autograd.grad(-loss * (~seeds).sum(), probabilities)
+            vote = pull.argmax(1)
+            reached = others & (pull.sum(1) >= 0.1)
+            facts.append((others, reached, view.edges, vote, view.labels, view.truth))
+        others, reached, edges, vote, labels, truth = (
+            torch.cat(parts) for parts in zip(*facts, strict=True)
+        )
+        for place, where in (("near edges", edges), ("inside", ~edges)):
+            pixels = reached & where
+            differ = pixels & (vote != labels)
+            rows.append(
+                Vote(
+                    sigma_rgb,
+                    radius,
+                    place,
+                    _share(reached[others & where]),
+                    _share((labels == truth)[pixels]),
+                    _share((vote == truth)[pixels]),
+                    _share((labels == truth)[differ]) if differ.any() else None,
+                    _share((vote == truth)[differ]) if differ.any() else None,
+                )
+            )
+    return rows
+
+
+def places(views: list[View], reference: list[Tensor]) -> Place:
+    """Right pixels in four places."""
+    right = torch.cat([view.labels == view.truth for view in views])
+    judged = torch.cat([view.truth != IGNORE for view in views])
+    edges = torch.cat([view.edges for view in views])
+    seeds = torch.cat(reference)
+    return Place(
+        _share(right[judged & seeds & edges]),
+        _share(right[judged & seeds & ~edges]),
+        _share(right[judged & ~seeds & edges]),
+        _share(right[judged & ~seeds & ~edges]),
+    )
+
+
+def gradients(
+    network: Segmenter, data: Streets, ratios: Tensor, params: Params, count: int = 6
+) -> list[Gradient]:
+    """Norm of each loss term's gradient, and whether it points to the truth."""
+    student = create_teacher(network).requires_grad_(True).train()
+    teacher = create_teacher(network)
+    encoder = Encoder(params.model.encoder)
+    load_imagenet_weights(encoder, params.model.encoder, params.model.weights)
+    networks = Networks(student, teacher, frozen_encoder(encoder))
+    samples = SourceSamples(
+        data.source, params.images, params.sampling, params.random_state, "diagnostics"
+    )
+    sources = source_batches(samples, range(count), params.adapt.batch_size, 0)
+    targets = batches(EvaluationSamples(data.labelled, None), params.adapt.batch_size)
+    found: dict[str, list[tuple[float, float]]] = {}
+    for step, (source, (images, truths)) in enumerate(zip(sources, targets, strict=False)):
+        truth = torch.stack([label for label in truths if label is not None]).long()
+        width, height = params.images.crop
+        corner = (..., slice(height), slice(width))
+        counted = torch.from_numpy(counted_pixels(images.shape[-2:], params.adapt.margins))
+        counted = counted.expand(len(images), -1, -1)[corner]
+        target = TargetBatch(images[corner], counted).to(torch.device("cpu"))
+        batch = source.to(torch.device("cpu"))
+        terms = _terms(networks, batch, target, truth[corner], ratios, params, step)
+        truth_gradient = _gradient(student, terms.pop("truth"))
+        source_gradient = _gradient(student, terms["source"])
+        for name, add in terms.items():
+            gradient = _gradient(student, add)
+            if name == "feature distance":  # comes with the source loss
+                gradient -= source_gradient
+            cosine = functional.cosine_similarity(gradient, truth_gradient, dim=0)
+            found.setdefault(name, []).append((float(gradient.norm()), float(cosine)))
+    rows: list[Gradient] = []
+    for name, values in found.items():
+        norms, cosines = zip(*values, strict=True)
+        rows.append(Gradient(name, sum(norms) / len(norms), sum(cosines) / len(cosines)))
+    return rows
+
+
+def _terms(
+    networks: Networks,
+    source: SourceBatch,
+    target: TargetBatch,
+    truth: Tensor,
+    ratios: Tensor,
+    params: Params,
+    step: int,
+) -> dict[str, Callable[[], object]]:
+    """Functions that each add the gradient of one term, unweighted, to the student's."""
+    student = networks.student
+    imagenet = networks.imagenet
+    assert imagenet is not None
+    draws = generators(params.random_state, "diagnostics", step, len(source.images))
+
+    def task(weights: dict[str, float], trucrf: float = 0.0, **changes: str) -> Task:
+        nothing = dict.fromkeys(("mix", "seed", "uncertainty", "feature_distance"), 0.0)
+        settings: Adapt = params.adapt.model_copy(
+            update={
+                "losses": params.adapt.losses.model_copy(
+                    update=nothing | {"target": 1.0} | weights
+                ),
+                "trucrf": params.adapt.trucrf.model_copy(update={"weight": trucrf}),
+                "uncertainty": params.adapt.uncertainty.model_copy(update=changes),
+            }
+        )
+        return Task(settings, ratios, CITYSCAPES.things, params.random_state)
+
+    def on_target(chosen: Task) -> Callable[[], object]:
+        guidance = guide(networks.teacher, target, chosen, step)
+        return lambda: target_gradients(student, target, guidance, chosen, step)
+
+    def on_mix(chosen: Task) -> Callable[[], object]:
+        guidance = guide(networks.teacher, target, chosen, step)
+        return lambda: mixed_gradients(student, source, target, guidance, chosen, step)
+
+    def on_truth() -> None:
+        logits = student(target.images)
+        source_loss(enlarge(logits, truth.shape[-2:]), truth).backward()
+
+    pull = ImageNetPull(imagenet, params.adapt.feature_distance, 1.0, CITYSCAPES.things)
+    return {
+        "truth": on_truth,
+        "source": lambda: source_gradients(student, source, draws),
+        "feature distance": lambda: source_gradients(student, source, draws, pull),
+        "mix, weight q": on_mix(task({"mix": 1.0}, weighting="share")),
+        "mix, threshold a pixel": on_mix(task({"mix": 1.0}, weighting="pixel")),
+        "seed, weight q": on_target(task({"seed": 1.0}, weighting="share")),
+        "seed, threshold a pixel": on_target(task({"seed": 1.0}, weighting="pixel")),
+        "seed by mutual information": on_target(
+            task({"seed": 1.0}, statistic="mutual_information", weighting="share")
+        ),
+        "uncertainty": on_target(task({"uncertainty": 1.0})),
+        "TruCRF": on_target(task({}, trucrf=1.0)),
+    }
+
+
+def _gradient(student: Segmenter, add: Callable[[], object]) -> Tensor:
+    student.zero_grad()
+    add()
+    return torch.cat(
+        [
+            (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
+            for p in student.parameters()
+        ]
+    )
+
+
+def _share(right: Tensor) -> float:
+    return 100.0 * float(right.float().mean())
+
+
+def _by_class(right: Tensor, labels: Tensor, where: Tensor) -> float:
+    shares = [
+        _share(right[where & (labels == train_id)])
+        for train_id in range(CITYSCAPES.num_classes)
+        if (where & (labels == train_id)).any()
+    ]
+    return sum(shares) / len(shares)
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _rounded(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def table(title: str, rows: list[dict[str, object]]) -> str:
+    """Markdown."""
+    names = list(rows[0])
+    lines = [f"\n{title}\n", f"| {' | '.join(names)} |", f"| {' | '.join('---' for _ in names)} |"]
+    for row in rows:
+        cells = [
+            f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
