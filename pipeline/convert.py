@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from typing import Any
 
@@ -16,25 +17,32 @@ from ssda.params import Params
 
 
 def convert(params: Params) -> dict[str, Any]:
-    """Convert all splits; returns what metrics/convert.json says.
+    """Convert all splits or none; returns what metrics/convert.json says.
 
     Raises ValueError that lists the files that cannot be converted.
     """
     metrics: dict[str, Any] = {}
-    for raw in raw_splits(params):
-        index = convert_split(
-            raw.layout,
-            raw.root,
-            raw.split,
-            CONVERTED / raw.name,
-            with_labels=raw.with_labels,
-            num_classes=CITYSCAPES.num_classes,
-            progress=params.runtime.progress and sys.stderr.isatty(),
-        )
-        domain, _, split = raw.name.partition("/")
-        metrics.setdefault(domain, {})[split] = summary(index, with_labels=raw.with_labels)
-        if domain == "source":
-            write_field_statistics(index, index.folder)
+    unfinished = CONVERTED.with_name(CONVERTED.name + ".partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        for raw in raw_splits(params):
+            index = convert_split(
+                raw.layout,
+                raw.root,
+                raw.split,
+                unfinished / raw.name,
+                with_labels=raw.with_labels,
+                num_classes=CITYSCAPES.num_classes,
+                progress=params.runtime.progress and sys.stderr.isatty(),
+            )
+            domain, _, split = raw.name.partition("/")
+            metrics.setdefault(domain, {})[split] = summary(index, with_labels=raw.with_labels)
+            if domain == "source":
+                write_field_statistics(index, index.folder)
+        shutil.rmtree(CONVERTED, ignore_errors=True)
+        unfinished.rename(CONVERTED)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     write_json(METRICS / "convert.json", metrics)
     return metrics
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.tokens import AliasToken
 
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
@@ -308,10 +309,17 @@ class Params(Section):
 def read_yaml(path: Path) -> Any:
     """Content of a YAML 1.2 file, as plain Python objects.
 
-    Raises ValueError with one line that names the file where it is missing or no YAML.
+    Raises ValueError with one line that names the file where it is missing, no YAML or holds an
+    alias: a few lines of aliases can stand for billions of values.
     """
+    yaml = YAML(typ="safe", pure=True)
     try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        for token in yaml.scan(text):
+            if isinstance(token, AliasToken):
+                line = token.start_mark.line + 1
+                raise ValueError(f"{path}: line {line} alias *{token.value}: write the value out")
+        return yaml.load(text)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     except (YAMLError, UnicodeDecodeError) as error:

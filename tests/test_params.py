@@ -69,7 +69,7 @@ def test_an_unknown_and_a_missing_key_are_named(tmp_path: Path) -> None:
     [
         ("random_state: 0", "random_state: 0\nrandom_state: 1", "line 4.*duplicate key"),
         ("random_state: 0", "random_state: [0", "not valid YAML"),
-        ("random_state: 0", "random_state: &a [*a", "not valid YAML"),
+        ("random_state: 0", "random_state: &a [*a", r"line 3 alias \*a: write the value out"),
     ],
 )
 def test_broken_yaml_is_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -196,18 +196,24 @@ def _image_facts(path: Path, allowed: tuple[int, int] | None) -> tuple[int, int,
         with Image.open(path, formats=("PNG", "JPEG", "MPO")) as image:
             width, height = image.size
             end = b"IEND" if image.format == "PNG" else b"\xff\xd9"
-    except PermissionError:
-        raise
     except Exception as error:  # whatever a decoder raises on a broken file
+        if isinstance(error, OSError) and error.errno:
+            raise
         raise ValueError("not a readable PNG or JPEG") from error
+    size = _check_end(path, end)
+    if allowed and (width, height) != allowed:
+        raise ValueError(f"{width} x {height} pixels, allowed is {allowed[0]} x {allowed[1]}")
+    return width, height, size
+
+
+def _check_end(path: Path, end: bytes) -> int:
+    """Size of a file in bytes; ValueError where the end marker is missing."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - 32))
         if end not in file.read():
             raise ValueError("truncated: the image's end marker is missing")
-    if allowed and (width, height) != allowed:
-        raise ValueError(f"{width} x {height} pixels, allowed is {allowed[0]} x {allowed[1]}")
-    return width, height, size
+    return size
 
 
 def _read_label(path: Path, task: _Task) -> NDArray[np.uint8]:
@@ -229,6 +235,7 @@ def _read_values(path: Path, values: Values) -> NDArray[np.integer]:
         header = file.read(26)
     if header[:8] != b"\x89PNG\r\n\x1a\n" or len(header) < 26:
         raise ValueError("not a readable PNG")
+    _check_end(path, b"IEND")
     bits, colour_type = header[24], header[25]
     if (bits, colour_type) not in PNG_KINDS[values]:
         needed = {"index": "8-bit grey or palette", "red16": "16-bit RGB", "colours": "8-bit RGB"}
