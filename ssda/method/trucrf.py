@@ -10,7 +10,9 @@ Truncating the field to a window makes it linear in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
 from types import EllipsisType
 from typing import Any
 
@@ -56,9 +58,9 @@ def truncated_crf_loss(
 
 
 class _TruncatedCRF(torch.autograd.Function):
-    """Energy and closed-form gradient, from one pass over half of the window.
+    """Energy and closed-form gradient, from one pass.
 
-    With the symmetric pair weights S = W + W^T, L = sum W - 1/2 sum_a p_a . (S p)_a and
+    With the symmetric pair weights S = W + W^T, L = 1/2 sum_a (sum_b S_ab - p_a . (S p)_a) and
     dL/dp_a = -(S p)_a, so S p is all that is kept.
     """
 
@@ -73,29 +75,62 @@ class _TruncatedCRF(torch.autograd.Function):
         sigma_rgb: float,
     ) -> Tensor:
         precise = torch.promote_types(probabilities.dtype, torch.float32)
-        values = probabilities.to(precise)
-        colours = image.to(precise)
-        seeds = seed_mask.to(precise)
-        spread = torch.zeros_like(values)  # S p
-        total = values.new_zeros(())  # sum W
-        for here, there, distance in _half_window(values.shape[-2:], radius):
-            colour = (colours[here] - colours[there]).square().sum(1)
-            weight = torch.exp(
-                -colour / (2 * sigma_rgb**2) - distance / (2 * sigma_xy**2)
-            ) * torch.logical_xor(seed_mask[here], seed_mask[there])
-            total += weight.sum()
-            spread[here].addcmul_(weight.unsqueeze(1), values[there])
-            spread[there].addcmul_(weight.unsqueeze(1), values[here])
-        others = (1.0 - seeds).sum().clamp_min(1.0)
+        form = by_offsets
+        if probabilities.is_cuda and precise == torch.float32:
+            form = _form_for_cuda()
+        energy, spread = form(
+            probabilities.to(precise), image.to(precise), seed_mask, radius, sigma_xy, sigma_rgb
+        )
+        others = (~seed_mask).sum().clamp_min(1)
         ctx.save_for_backward(spread, others)
         ctx.dtype = probabilities.dtype
-        return (total - 0.5 * (values * spread).sum()) / others
+        return energy / others
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         spread, others = ctx.saved_tensors
         return (-spread * (gradient / others)).to(ctx.dtype), None, None, None, None, None
+
+
+def by_offsets(
+    probabilities: Tensor,
+    image: Tensor,
+    seed_mask: Tensor,
+    radius: int,
+    sigma_xy: float,
+    sigma_rgb: float,
+) -> tuple[Tensor, Tensor]:
+    """Energy sum_ab W_ab (1 - p_a . p_b) and S p (N, C, H, W): all pairs of one offset at a time.
+
+    Every pair is met once, in half of the window. Arguments as `truncated_crf_loss`, of one type.
+    """
+    spread = torch.zeros_like(probabilities)
+    total = probabilities.new_zeros(())  # sum W
+    for here, there, distance in _half_window(probabilities.shape[-2:], radius):
+        colour = (image[here] - image[there]).square().sum(1)
+        weight = torch.exp(
+            -colour / (2 * sigma_rgb**2) - distance / (2 * sigma_xy**2)
+        ) * torch.logical_xor(seed_mask[here], seed_mask[there])
+        total += weight.sum()
+        spread[here].addcmul_(weight.unsqueeze(1), probabilities[there])
+        spread[there].addcmul_(weight.unsqueeze(1), probabilities[here])
+    return total - 0.5 * (probabilities * spread).sum(), spread
+
+
+@cache
+def _form_for_cuda() -> Callable[..., tuple[Tensor, Tensor]]:
+    """The Triton kernel where it can be built, which takes a C compiler; else `by_offsets`."""
+    try:
+        from ssda.method.trucrf_cuda import by_pixels
+
+        tiny = torch.zeros(1, 3, 1, 1, device="cuda")
+        by_pixels(tiny, tiny, tiny[:, 0] > 0, 1, 1.0, 1.0)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(f"no Triton kernel, TruCRF takes its slower form: {reason}", stacklevel=2)
+        return by_offsets
+    return by_pixels
 
 
 Region = tuple[EllipsisType, slice, slice]

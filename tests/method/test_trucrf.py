@@ -1,9 +1,13 @@
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from ssda.method.trucrf import truncated_crf_loss
+from ssda.method.trucrf import by_offsets, truncated_crf_loss
 
 
 def slow_loss(
@@ -96,3 +100,72 @@ def test_shapes_that_do_not_agree_are_an_error() -> None:
     p, image, m = problem()
     with pytest.raises(ValueError, match="seed mask"):
         truncated_crf_loss(p, image[..., 1:], m, radius=1, sigma_xy=1.0, sigma_rgb=1.0)
+
+
+def test_threads_change_nothing_in_the_gradient() -> None:
+    torch.manual_seed(0)
+    p = torch.randn(2, 4, 40, 50).softmax(1).requires_grad_()
+    image, seeds = torch.rand(2, 3, 40, 50), torch.rand(2, 40, 50) < 0.4
+    gradients: list[torch.Tensor] = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        loss = truncated_crf_loss(p, image, seeds, radius=3, sigma_xy=2.0, sigma_rgb=0.3)
+        gradients += torch.autograd.grad(loss, p)
+    torch.set_num_threads(before)
+    assert torch.equal(gradients[0], gradients[1])
+    assert torch.equal(gradients[0], gradients[2])
+
+
+KERNEL_CHECK = """
+import torch
+from ssda.method.trucrf import by_offsets
+from ssda.method.trucrf_cuda import by_pixels
+torch.manual_seed(0)
+for (n, c, h, w), radius in (((2, 3, 3, 70), 2), ((1, 5, 4, 2), 5)):
+    p, image = torch.randn(n, c, h, w).softmax(1), torch.rand(n, 3, h, w)
+    arguments = p, image, torch.rand(n, h, w) < 0.4, radius, 2.0, 0.3
+    for ours, plain in zip(by_pixels(*arguments), by_offsets(*arguments), strict=True):
+        assert plain.abs().sum() > 0
+        torch.testing.assert_close(ours, plain)
+"""
+
+
+def test_triton_kernel_equals_the_plain_form() -> None:
+    pytest.importorskip("triton")
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", KERNEL_CHECK], check=True, cwd=root, env=environment)
+
+
+def test_triton_kernel_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a GPU that need not be there: the interpreter takes more than the compiler does."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from ssda.method import trucrf_cuda
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    types = {"seeds": "*u8", "height": "i32", "width": "i32"}
+    types |= {"by_distance": "fp32", "by_colour": "fp32"}
+    constants = {"RADIUS": 5, "CLASSES": 19, "CHANNELS": 32, "TILE": trucrf_cuda.TILE}
+    kernel = trucrf_cuda._gather
+    signature = {
+        n: "constexpr" if n in constants else types.get(n, "*fp32") for n in kernel.arg_names
+    }
+    source = ASTSource(kernel, signature, constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    assert "ld.global" in compiled.asm["ptx"]
+
+
+@pytest.mark.cuda
+def test_kernel_equals_the_plain_form_on_a_gpu() -> None:
+    from ssda.method.trucrf_cuda import by_pixels
+
+    torch.manual_seed(0)
+    p = torch.randn(2, 19, 60, 130, device="cuda").softmax(1)
+    image, seeds = torch.rand_like(p[:, :3]), torch.rand_like(p[:, 0]) < 0.4
+    plain = by_offsets(p, image, seeds, 5, 3.0, 0.1)
+    for ours, wanted in zip(by_pixels(p, image, seeds, 5, 3.0, 0.1), plain, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)

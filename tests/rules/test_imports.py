@@ -59,7 +59,7 @@ def test_the_library_imports_without_dvc_and_mlflow() -> None:
     modules = [
         path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
         for path in (ROOT / "ssda").rglob("*.py")
-        if path.name != "__init__.py"
+        if path.name not in ("__init__.py", "trucrf_cuda.py")  # Triton comes with CUDA
     ]
     code = (
         "import sys, importlib\n"
