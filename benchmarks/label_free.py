@@ -6,6 +6,7 @@ To choose between networks (checkpoints, settings) one number is wanted that goe
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -45,9 +46,7 @@ def label_free_indicators(
         class_shift: Kullback-Leibler divergence of the predicted class shares from the source's.
     """
     records = target.records[:: max(1, len(target.records) // IMAGES)][:IMAGES]
-    samples = EvaluationSamples(
-        Index(target.folder, target.root, records), params.images.target_size
-    )
+    samples = EvaluationSamples(replace(target, records=records), params.images.target_size)
     settings = params.adapt.uncertainty
     device = network.classifier.weight.device
     sums: dict[str, Tensor] = {}

@@ -13,7 +13,8 @@ from pipeline.inventory import raw_splits
 from ssda.datasets.conversion import convert_split
 from ssda.datasets.index import Index, read_index
 from ssda.files import write_json
-from ssda.params import Params, read_yaml, validate
+from ssda.params import Params
+from ssda.sections import read_yaml, validate
 
 FOLDER = Path(".ssda/benchmarks")
 
@@ -53,7 +54,14 @@ def streets(difficulty: float) -> Streets:
         write_cityscapes(folder / "raw/city", scenes["city"], difficulty=difficulty)
         for raw in splits:
             out = folder / raw.name
-            convert_split(raw.layout, raw.root, raw.split, out, with_labels=raw.with_labels)
+            convert_split(
+                raw.layout,
+                raw.root,
+                raw.split,
+                out,
+                space=raw.space,
+                with_labels=raw.with_labels,
+            )
         write_json(marker, drawn)
     source, target, validation, report, labelled = (read_index(folder / raw.name) for raw in splits)
     content = [

@@ -13,12 +13,12 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from ssda.labels import CITYSCAPES, CITYSCAPES_IDS
+from ssda.labels import CITYSCAPES_IDS
 
 OVERSAMPLING = 2
 """Canvas pixels per picture pixel and axis; the picture is the area average."""
 
-LABEL_IDS = {CITYSCAPES.names[train]: raw for raw, train in CITYSCAPES_IDS.items()} | {
+LABEL_IDS = {name: raw for raw, name in CITYSCAPES_IDS.items()} | {
     "ego vehicle": 1,
     "static": 4,
     "dynamic": 5,

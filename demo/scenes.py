@@ -487,13 +487,14 @@ def write_synthia_scene(folder: Path, size: tuple[int, int], index: int) -> None
     """Write one scene: class in the red channel, a number per connected piece in the green one."""
     image, labels = draw_scene("game", "train", index, size=size)
     classes = np.zeros(256, np.uint16)
-    synthia = {train: raw for raw, train in SYNTHIA_IDS.items()}
-    for raw, train in CITYSCAPES_IDS.items():
-        classes[raw] = synthia[train]
+    synthia = {name: raw for raw, name in SYNTHIA_IDS.items()}
+    for raw, name in CITYSCAPES_IDS.items():
+        classes[raw] = synthia[name]
     annotation = np.zeros((*labels.shape, 3), np.uint16)
     annotation[..., 0] = classes[labels]
     for train in CITYSCAPES.things:
-        pieces = cv2.connectedComponents((annotation[..., 0] == synthia[train]).astype(np.uint8))[1]
+        thing = annotation[..., 0] == synthia[CITYSCAPES.names[train]]
+        pieces = cv2.connectedComponents(thing.astype(np.uint8))[1]
         annotation[..., 1] = np.where(
             pieces > 0, annotation[..., 1].max() + pieces, annotation[..., 1]
         )
@@ -543,8 +544,8 @@ def write_png(path: Path, picture: np.ndarray) -> None:
 def label_palette() -> np.ndarray:
     """Cityscapes' colours by label id, (256, 3) uint8."""
     table = np.zeros((256, 3), np.uint8)
-    for raw, train in CITYSCAPES_IDS.items():
-        table[raw] = CITYSCAPES.colours[train]
+    for raw, name in CITYSCAPES_IDS.items():
+        table[raw] = CITYSCAPES.colours[CITYSCAPES.names.index(name)]
     return table
 
 

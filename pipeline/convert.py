@@ -12,7 +12,6 @@ from pipeline.paths import CONVERTED, METRICS
 from ssda.datasets.conversion import convert_split, write_field_statistics
 from ssda.datasets.index import Index
 from ssda.files import write_json
-from ssda.labels import CITYSCAPES
 from ssda.params import Params
 
 
@@ -32,7 +31,7 @@ def convert(params: Params) -> dict[str, Any]:
                 raw.split,
                 unfinished / raw.name,
                 with_labels=raw.with_labels,
-                num_classes=CITYSCAPES.num_classes,
+                space=raw.space,
                 progress=params.runtime.progress and sys.stderr.isatty(),
             )
             domain, _, split = raw.name.partition("/")
@@ -51,7 +50,7 @@ def summary(index: Index, *, with_labels: bool) -> dict[str, Any]:
     """Number of images and, for a labelled split, labels resized and the share of each class."""
     if not with_labels:
         return {"images": len(index.records)}
-    shares = zip(CITYSCAPES.names, index.class_frequencies.tolist(), strict=True)
+    shares = zip(index.space.names, index.class_frequencies.tolist(), strict=True)
     return {
         "images": len(index.records),
         "labels_resized": index.labels_resized,

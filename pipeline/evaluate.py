@@ -77,16 +77,14 @@ def evaluate(params: Params) -> None:
     print(_line(scores))
 
 
-def summary(confusion: torch.Tensor, space: LabelSpace, subsets: tuple[int, ...]) -> dict[str, Any]:
+def summary(confusion: torch.Tensor, space: LabelSpace, subsets: tuple[str, ...]) -> dict[str, Any]:
     """Scores in per cent; a class that the truth never shows is None."""
     from ssda.engine.metrics import intersection_over_union, mean_iou, pixel_accuracy
-    from ssda.labels import WITHOUT_13, WITHOUT_16
 
     shown = confusion.sum(1) > 0
     values = intersection_over_union(confusion).tolist()
-    left_out = {16: WITHOUT_16, 13: WITHOUT_13}
     means = {"miou": mean_iou(confusion)} | {
-        f"miou_{subset}": mean_iou(confusion, left_out[subset]) for subset in subsets
+        f"miou_{subset}": mean_iou(confusion, space.subsets[subset]) for subset in subsets
     }
     return {
         **{name: _rounded(value) for name, value in means.items()},
@@ -132,7 +130,7 @@ def draw(
                 ).numpy(),
             ]
         )
-    sheet(PICTURE, ["city image", "truth", *shown.values(), "uncertainty"], rows, space)
+    sheet(PICTURE, ["target image", "truth", *shown.values(), "uncertainty"], rows, space)
 
 
 def _flat(values: dict[str, Any]) -> dict[str, float | None]:

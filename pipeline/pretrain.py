@@ -20,16 +20,15 @@ def pretrain(params: Params) -> None:
     from ssda.engine.evaluation import validation_score
     from ssda.engine.pretraining import imagenet_network, pretrain_steps
     from ssda.files import write_json
-    from ssda.labels import CITYSCAPES
 
     device = pick_device(params.runtime.device)
     source = read_index(SOURCE_TRAIN)
     validation = read_index(TARGET_VALIDATION)
     check_raw_files(source)
-    network = imagenet_network(params, CITYSCAPES.num_classes).to(device)
+    network = imagenet_network(params, source.space.num_classes).to(device)
 
     def validate() -> dict[str, float | None]:
-        return {"validation_miou": validation_score(network, validation, params, CITYSCAPES)}
+        return {"validation_miou": validation_score(network, validation, params, source.space)}
 
     with stage_run("pretrain", params) as run:
         run.tag("device", device.type)
@@ -39,12 +38,12 @@ def pretrain(params: Params) -> None:
             settings.iterations,
             params,
             run,
-            CITYSCAPES.names,
+            source.space.names,
             validate,
             settings.validate_every,
             METRICS / "pretrain",
         )
-        save_network(PRETRAINED, network, params.model, CITYSCAPES)
+        save_network(PRETRAINED, network, params.model, source.space)
         metrics = {name: None if v is None else round(v, 3) for name, v in validate().items()}
         write_json(METRICS / "pretrain.json", metrics)
 

@@ -36,7 +36,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.command import guard
 from ssda.files import write_text
-from ssda.params import Params, load_params, read_yaml
+from ssda.params import Params, load_params
+from ssda.sections import read_yaml
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

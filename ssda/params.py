@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.tokens import AliasToken
+from pydantic import Field, field_validator, model_validator
+
+from ssda.labels import load_space
+from ssda.sections import Section, read_yaml, validate
 
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
@@ -19,15 +19,6 @@ PositiveShare = Annotated[float, Field(gt=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 Size = tuple[PositiveCount, PositiveCount]
 Passes = Annotated[int, Field(ge=2)]
-SectionType = TypeVar("SectionType", bound=BaseModel)
-
-
-class Section(BaseModel):
-    """A frozen section that knows all its keys."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class Source(Section):
@@ -248,8 +239,8 @@ class Evaluate(Section):
     """Monte-Carlo passes of the uncertainty shown."""
     pictures: PositiveCount
     """Images shown in the picture."""
-    subsets: tuple[Literal[16, 13], ...]
-    """Further mIoU over the classes that SYNTHIA shows."""
+    subsets: tuple[Annotated[str, Field(coerce_numbers_to_str=True)], ...]
+    """Subsets of the label space with an mIoU of their own."""
 
 
 class Runtime(Section):
@@ -276,6 +267,8 @@ class Params(Section):
 
     random_state: Count
     """Seeds every random draw."""
+    labels: str
+    """Name of a label space, or path of a label-space YAML."""
     source: Source
     """The labelled raw set."""
     target: Target
@@ -305,55 +298,23 @@ class Params(Section):
             )
         return self
 
-
-def read_yaml(path: Path) -> Any:
-    """Content of a YAML 1.2 file, as plain Python objects.
-
-    Raises ValueError with one line that names the file where it is missing, no YAML or holds an
-    alias: a few lines of aliases can stand for billions of values.
-    """
-    yaml = YAML(typ="safe", pure=True)
-    try:
-        text = path.read_text(encoding="utf-8")
-        for token in yaml.scan(text):
-            if isinstance(token, AliasToken):
-                line = token.start_mark.line + 1
-                raise ValueError(f"{path}: line {line} alias *{token.value}: write the value out")
-        return yaml.load(text)
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}:{place} not valid YAML: {problem}") from error
-
-
-def validate(model: type[SectionType], values: Any, name: str) -> SectionType:
-    """The values as a checked model.
-
-    Raises ValueError with one line that names the file, the key, the value and what is allowed.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        given = "" if first["type"] == "missing" else f" = {first['input']!r}"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        place = f"{key}{given}: " if key else ""
-        raise ValueError(f"{name}: {place}{_allowed(first)}{more}") from error
+    @model_validator(mode="after")
+    def _labels_have_what_is_asked_for(self) -> Params:
+        space = load_space(self.labels)
+        for name in self.evaluate.subsets:
+            if name not in space.subsets:
+                allowed = f"the subsets in it ({', '.join(space.subsets) or 'none'})"
+                raise ValueError(
+                    f"evaluate.subsets = {name}: allowed with labels {self.labels} are {allowed}"
+                )
+        if self.adapt.losses.feature_distance > 0 and not space.things:
+            raise ValueError(
+                f"adapt.losses.feature_distance = {self.adapt.losses.feature_distance}: must be 0 "
+                f"where labels {self.labels} name no things"
+            )
+        return self
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
     """The parameters in a file, checked; raises ValueError as `validate` does."""
     return validate(Params, read_yaml(Path(path)), str(path))
-
-
-def _allowed(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return "no such key"
-    if error["type"] == "missing":
-        return "missing"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return message[0].lower() + message[1:]

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from ssda.params import Params, read_yaml, validate
+from ssda.params import Params
+from ssda.sections import read_yaml, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 

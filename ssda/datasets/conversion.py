@@ -28,7 +28,7 @@ from ssda.datasets.layouts import (
     find_labels,
 )
 from ssda.files import write_text
-from ssda.labels import lookup_table
+from ssda.labels import IGNORE, LabelSpace
 
 Result = TypeVar("Result")
 
@@ -83,8 +83,8 @@ def convert_split(
     split: str,
     out: Path,
     *,
+    space: LabelSpace,
     with_labels: bool,
-    num_classes: int = 19,
     progress: bool = False,
 ) -> Index:
     """Convert a raw split into the folder `out`, which is written as a whole or not at all.
@@ -95,7 +95,7 @@ def convert_split(
     Raises ValueError that lists the first problems, one a file, and counts all of them; `out` is as
     it was then.
     """
-    assert max(layout.ids.values(), default=0) < num_classes, "the map has more classes"
+    assert {*layout.ids.values()} <= {*space.names}, "check_classes comes first"
     place = f"{root} ({layout.name}, split {split})"
     unfinished = out.with_name(out.name + ".partial")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -103,7 +103,9 @@ def convert_split(
     found = frozenset(find_labels(layout, root, split, images) if with_labels else ())
     if with_labels and not found:
         raise ValueError(f"{place}: no label matches {layout.labels}")
-    task = _Task(layout, root, unfinished / "labels", found, _table(layout), num_classes)
+    task = _Task(
+        layout, root, unfinished / "labels", found, _table(layout, space), space.num_classes
+    )
     if with_labels:
         expected = {image.label for image in images}
         task.problems += [f"{path}: label without image" for path in found - expected]
@@ -115,7 +117,7 @@ def convert_split(
         records = _convert_images(images, task, f"convert {split}", progress)
         if task.problems:
             raise ValueError(_listed(place, sorted(task.problems)))
-        index = Index(out, root, records, len(task.resized))
+        index = Index(out, root, space, records, len(task.resized))
         if with_labels:
             if not any(any(record.class_pixels or ()) for record in records):
                 raise ValueError(f"{place}: all pixels of all labels are void")
@@ -256,9 +258,12 @@ def _read_values(path: Path, values: Values) -> NDArray[np.integer]:
         raise ValueError(f"not a readable PNG: {error}") from error
 
 
-def _table(layout: Layout) -> NDArray[np.uint8]:
-    table = lookup_table(dict(layout.ids), layout.void, 1 << BITS[layout.values])
-    return np.where(table < 0, UNKNOWN, table).astype(np.uint8)
+def _table(layout: Layout, space: LabelSpace) -> NDArray[np.uint8]:
+    """Raw value -> train id, IGNORE or UNKNOWN."""
+    table = np.full(1 << BITS[layout.values], UNKNOWN, np.uint8)
+    table[list(layout.void)] = IGNORE
+    table[list(layout.ids)] = [space.names.index(name) for name in layout.ids.values()]
+    return table
 
 
 def _listed(place: str, problems: list[str]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssda.files import write_text
+from ssda.labels import LabelSpace, parse_space
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Index:
     """Where the index and the folder labels/ lie; not written."""
     root: Path
     """Raw folder as params say it: relative to the working directory unless absolute there."""
+    space: LabelSpace
+    """Classes of the labels."""
     records: tuple[Record, ...]
     """Sorted by name."""
     labels_resized: int = 0
@@ -74,7 +77,9 @@ def read_index(folder: str | Path) -> Index:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         records = tuple(_record(values) for values in content["records"])
-        return Index(Path(folder), Path(content["root"]), records, content["labels_resized"])
+        space = parse_space(content["space"], str(path))
+        root, resized = Path(content["root"]), content["labels_resized"]
+        return Index(Path(folder), root, space, records, resized)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file; run dvc repro") from error
     except (ValueError, TypeError, KeyError) as error:
@@ -85,7 +90,12 @@ def write_index(index: Index) -> None:
     """Write index.json into the index's folder, one record a line, sorted by name."""
     records = sorted(index.records, key=lambda record: record.name)
     lines = ",\n".join(json.dumps(vars(record)) for record in records)
-    head = f'"root": {json.dumps(index.root.as_posix())},\n"labels_resized": {index.labels_resized}'
+    facts = {
+        "root": index.root.as_posix(),
+        "space": index.space.content(),
+        "labels_resized": index.labels_resized,
+    }
+    head = ",\n".join(f'"{key}": {json.dumps(value)}' for key, value in facts.items())
     write_text(index.folder / "index.json", f'{{{head},\n"records": [\n{lines}\n]}}\n')
 
 

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ssda.labels import CITYSCAPES, CITYSCAPES_IDS, SYNTHIA_IDS
-from ssda.params import Section, Size, read_yaml, validate
+from ssda.labels import CITYSCAPES_IDS, SYNTHIA_IDS, Byte, Colour, LabelSpace
+from ssda.params import Size
+from ssda.sections import Section, read_yaml, validate
 
 Values = Literal["index", "red16", "colours"]
 """Where a label PNG keeps its value: 8-bit index or palette, 16-bit red channel, RGB colour."""
@@ -38,8 +39,8 @@ class Layout:
     """Path of an image's label; holds {name}, may hold {split} and {folder}."""
     values: Values
     """Where labels keep their values."""
-    ids: Mapping[int, int]
-    """Raw value -> train id. The raw value of a colour is red << 16 | green << 8 | blue."""
+    ids: Mapping[int, str]
+    """Raw value -> name of a class. The raw value of a colour is red << 16 | green << 8 | blue."""
     void: tuple[int, ...] = ()
     """Raw values of pixels that are ignored; all others that are not in `ids` are errors."""
     size: tuple[int, int] | None = None
@@ -59,7 +60,7 @@ class RawImage:
     folder: str
 
 
-def _rest(largest: int, ids: Mapping[int, int]) -> tuple[int, ...]:
+def _rest(largest: int, ids: Mapping[int, str]) -> tuple[int, ...]:
     return tuple(raw for raw in range(largest + 1) if raw not in ids)
 
 
@@ -106,17 +107,36 @@ def load_layout(name_or_path: str) -> Layout:
         allowed = ", ".join(LAYOUTS)
         raise ValueError(f"layout {name_or_path!r}: allowed are {allowed} and paths of .yaml files")
     custom = validate(CustomLayout, read_yaml(Path(name_or_path)), name_or_path)
-    colours = custom.colours or {}
-    return Layout(
+    known = LAYOUTS.get(custom.like or "")
+    layout = Layout(
         name=name_or_path,
-        images=custom.images,
-        labels=custom.labels,
-        values="colours" if colours else "index",
-        ids=custom.ids
-        or {pack(rgb): CITYSCAPES.names.index(name) for name, rgb in colours.items()},
-        void=tuple(raw if isinstance(raw, int) else pack(raw) for raw in custom.void),
+        images=custom.images or (known.images if known else ""),
+        labels=custom.labels or (known.labels if known else ""),
+        values=known.values if known else "index",
+        ids=known.ids if known else {},
+        void=known.void if known else (),
         size=custom.size,
+        resize_labels=known is not None and known.resize_labels,
     )
+    void = tuple(raw if isinstance(raw, int) else pack(raw) for raw in custom.void)
+    if custom.colours:
+        ids = {pack(rgb): name for name, colours in custom.colours.items() for rgb in colours}
+        return replace(layout, values="colours", ids=ids, void=void)
+    if custom.ids:
+        # What the known set has beyond the ids listed is void.
+        rest = {*layout.ids, *layout.void} - {*custom.ids}
+        return replace(layout, ids=custom.ids, void=tuple(sorted({*rest, *void})))
+    return layout
+
+
+def check_classes(layout: Layout, space: LabelSpace, labels: str) -> None:
+    """ValueError, in one line, where a layout's class is not in the label space named `labels`."""
+    for raw, name in layout.ids.items():
+        if name not in space.names:
+            raise ValueError(
+                f"layout {layout.name}: {describe(layout, raw)} is {name!r}, which is no class of "
+                f"labels {labels}: allowed are {', '.join(space.names)}"
+            )
 
 
 def find_images(layout: Layout, root: Path, split: str) -> list[RawImage]:
@@ -181,22 +201,19 @@ def describe_allowed(layout: Layout) -> str:
     return ", ".join(f"{start}-{end}" if end > start else f"{start}" for start, end in ranges)
 
 
-Byte = Annotated[int, Field(ge=0, le=255)]
-TrainId = Annotated[int, Field(ge=0, lt=CITYSCAPES.num_classes)]
-Colour = tuple[Byte, Byte, Byte]
-
-
 class CustomLayout(Section):
     """A layout as a YAML file says it; patterns as in `Layout`."""
 
-    images: str
+    like: Literal["gta", "synthia", "cityscapes"] | None = None
+    """A known layout, which says what this file does not."""
+    images: str | None = Field(default=None, validate_default=True)
     """Such as `rgb/{split}/*.jpg`."""
-    labels: str
+    labels: str | None = Field(default=None, validate_default=True)
     """Such as `ids/{split}/{name}_ids.png`."""
-    ids: dict[Byte, TrainId] | None = None
-    """Raw id -> train id, of 8-bit or palette PNGs."""
-    colours: dict[str, Colour] | None = Field(default=None, validate_default=True)
-    """Class name -> RGB colour, of colour PNGs; instead of `ids`."""
+    ids: dict[Byte, str] | None = None
+    """Raw id -> name of a class, of 8-bit or palette PNGs."""
+    colours: dict[str, tuple[Colour, ...]] | None = Field(default=None, validate_default=True)
+    """Name of a class -> RGB colour or list of colours, of colour PNGs; instead of `ids`."""
     void: tuple[Byte | Colour, ...] = ()
     """Raw ids (or colours) of pixels that are ignored."""
     size: Size | None = None
@@ -204,7 +221,11 @@ class CustomLayout(Section):
 
     @field_validator("images", "labels")
     @classmethod
-    def _check_pattern(cls, pattern: str, info: ValidationInfo) -> str:
+    def _check_pattern(cls, pattern: str | None, info: ValidationInfo) -> str | None:
+        if pattern is None:
+            if info.data.get("like") is None:
+                raise ValueError("missing: needed where there is no `like`")
+            return None
         known = {"{split}"} if info.field_name == "images" else {"{split}", "{folder}", "{name}"}
         unknown = {*re.findall(r"\{[^{}]*\}|[{}]", pattern)} - known
         if unknown:
@@ -217,19 +238,30 @@ class CustomLayout(Section):
             raise ValueError("labels must be .png files")
         return _below_root(pattern)
 
+    @field_validator("colours", mode="before")
+    @classmethod
+    def _list_colours(cls, colours: Any) -> Any:
+        if not isinstance(colours, dict):
+            return colours
+        return {
+            name: [value]
+            if isinstance(value, list) and value and isinstance(value[0], int)
+            else value
+            for name, value in cast(dict[Any, Any], colours).items()
+        }
+
     @field_validator("colours")
     @classmethod
     def _check_colours(
-        cls, colours: dict[str, Colour] | None, info: ValidationInfo
-    ) -> dict[str, Colour] | None:
-        if "ids" in info.data and (info.data["ids"] is None) == (colours is None):
+        cls, colours: dict[str, tuple[Colour, ...]] | None, info: ValidationInfo
+    ) -> dict[str, tuple[Colour, ...]] | None:
+        neither = "ids" in info.data and info.data["ids"] is None and colours is None
+        if neither and info.data.get("like") is None:
             raise ValueError("give either ids or colours")
-        unknown = {*(colours or {})} - {*CITYSCAPES.names}
-        if unknown:
-            raise ValueError(
-                f"no class {min(unknown)!r}: allowed are {', '.join(CITYSCAPES.names)}"
-            )
-        if colours and len({*colours.values()}) < len(colours):
+        if info.data.get("ids") is not None and colours is not None:
+            raise ValueError("give either ids or colours")
+        listed = [colour for several in (colours or {}).values() for colour in several]
+        if len({*listed}) < len(listed):
             raise ValueError("classes must differ in colour")
         return colours
 
@@ -238,10 +270,12 @@ class CustomLayout(Section):
     def _check_void(
         cls, void: tuple[int | Colour, ...], info: ValidationInfo
     ) -> tuple[int | Colour, ...]:
-        ids, colours = info.data.get("ids"), info.data.get("colours")
-        if any(isinstance(raw, int) != (colours is None) for raw in void):
+        ids: dict[int, str] = info.data.get("ids") or {}
+        colours: dict[str, tuple[Colour, ...]] = info.data.get("colours") or {}
+        if any(isinstance(raw, int) == bool(colours) for raw in void):
             raise ValueError("must hold ids beside ids, [red, green, blue] beside colours")
-        classes: set[int | Colour] = {*(ids or {}), *(colours or {}).values()}
+        classes: set[int | Colour] = {*ids}
+        classes.update(colour for several in colours.values() for colour in several)
         if classes & {*void}:
             raise ValueError(f"{min(classes & {*void}, key=str)} is a class as well")
         return void

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -34,9 +35,7 @@ STATISTICS_IMAGES = 500
 def use_target_statistics(network: Segmenter, target: Index, params: Params) -> None:
     """Replace the network's running statistics by those of target images ("AdaBN")."""
     records = target.records[:: max(1, len(target.records) // STATISTICS_IMAGES)]
-    samples = EvaluationSamples(
-        Index(target.folder, target.root, records), params.images.target_size
-    )
+    samples = EvaluationSamples(replace(target, records=records), params.images.target_size)
     device = network.classifier.weight.device
     reestimate_statistics(network, image_batches(samples, params.adapt.batch_size, device))
 

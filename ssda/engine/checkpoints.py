@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ssda.files import write_atomically
-from ssda.labels import LabelSpace
+from ssda.labels import LabelSpace, parse_space
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Model
 
@@ -21,9 +21,7 @@ def save_network(path: Path, network: Segmenter, model: Model, space: LabelSpace
         "encoder": model.encoder,
         "channels": model.channels,
         "dropout": model.dropout,
-        "classes": space.names,
-        "colours": space.colours,
-        "things": space.things,
+        "space": space.content(),
     }
     state = {
         name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
@@ -48,11 +46,7 @@ def load_network(path: Path) -> tuple[Segmenter, LabelSpace]:
     if "ssda" not in metadata:
         raise ValueError(f"{path}: does not describe itself; only files of this project do")
     description: dict[str, Any] = json.loads(metadata["ssda"])
-    space = LabelSpace(
-        names=tuple(description["classes"]),
-        colours=tuple((r, g, b) for r, g, b in description["colours"]),
-        things=tuple(description["things"]),
-    )
+    space = parse_space(description["space"], str(path))
     network = Segmenter(
         description["encoder"],
         description["channels"],

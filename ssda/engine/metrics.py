@@ -44,13 +44,17 @@ def intersection_over_union(confusion: Tensor) -> Tensor:
     return 100.0 * hits / (counts.sum(0) + counts.sum(1) - hits)
 
 
-def mean_iou(confusion: Tensor, without: tuple[int, ...] = ()) -> float | None:
+def mean_iou(confusion: Tensor, classes: tuple[int, ...] | None = None) -> float | None:
     """MIoU in per cent over the classes that the truth shows; None where it shows none.
 
-    A class that the truth never shows is left out of the mean, as are those in `without`.
+    A class that the truth never shows is left out of the mean, and where `classes` are given, so
+    are all others.
     """
     shown = confusion.sum(1) > 0
-    shown[list(without)] = False
+    if classes is not None:
+        wanted = torch.zeros_like(shown)
+        wanted[list(classes)] = True
+        shown &= wanted
     values = intersection_over_union(confusion)[shown]
     return float(values.mean()) if len(values) else None
 

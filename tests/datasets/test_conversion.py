@@ -14,7 +14,7 @@ from ssda.datasets import conversion
 from ssda.datasets.conversion import convert_split, write_field_statistics
 from ssda.datasets.index import Index, Record, check_raw_files, read_index, write_index
 from ssda.datasets.layouts import LAYOUTS, Layout, load_layout
-from ssda.labels import IGNORE
+from ssda.labels import CITYSCAPES, IGNORE
 
 HEIGHT, WIDTH = 6, 8
 
@@ -62,8 +62,8 @@ def write_raw(root: Path, layout: str, count: int = 3) -> list[np.ndarray]:
 
 def slow_train_ids(layout: Layout, raw: np.ndarray) -> np.ndarray:
     """Pixel by pixel, from the map alone."""
-    rows = [[layout.ids.get(int(value), IGNORE) for value in row] for row in raw]
-    return np.array(rows, np.uint8)
+    trains = {raw: CITYSCAPES.names.index(name) for raw, name in layout.ids.items()}
+    return np.array([[trains.get(int(value), IGNORE) for value in row] for row in raw], np.uint8)
 
 
 def read_label(index: Index, record: Record) -> np.ndarray:
@@ -76,7 +76,9 @@ def read_label(index: Index, record: Record) -> np.ndarray:
 def test_labels_and_counts_equal_a_slow_form(tmp_path: Path, name: str) -> None:
     layout, out = LAYOUTS[name], tmp_path / "out"
     raws = write_raw(tmp_path / "raw", name)
-    index = convert_split(layout, tmp_path / "raw", "train", out, with_labels=True)
+    index = convert_split(
+        layout, tmp_path / "raw", "train", out, space=CITYSCAPES, with_labels=True
+    )
     assert len(index.records) == len(raws)
     total = np.zeros(19)
     for record, raw in zip(index.records, raws, strict=True):
@@ -98,13 +100,15 @@ def test_custom_set_with_ids_jpegs_and_odd_file_names(tmp_path: Path) -> None:
     yaml = tmp_path / "set.yaml"
     yaml.write_text(
         "images: 'rgb/{split}/*.jpg'\nlabels: 'ids/{split}/{name}_ids.png'\n"
-        "ids: {1: 0, 2: 13}\nvoid: [0, 255]\nsize: [8, 6]\n"
+        "ids: {1: road, 2: car}\nvoid: [0, 255]\nsize: [8, 6]\n"
     )
     raw = np.random.default_rng(0).choice(np.array([0, 1, 2, 255], np.uint8), (HEIGHT, WIDTH))
     write_image(tmp_path / "rgb/day/Zürich Nr 1.jpg")
     write_label(tmp_path / "ids/day/Zürich Nr 1_ids.png", raw, "custom")
     layout = load_layout(str(yaml))
-    index = convert_split(layout, tmp_path, "day", tmp_path / "out", with_labels=True)
+    index = convert_split(
+        layout, tmp_path, "day", tmp_path / "out", space=CITYSCAPES, with_labels=True
+    )
     (record,) = index.records
     assert (record.name, record.image) == ("Zürich Nr 1", "rgb/day/Zürich Nr 1.jpg")
     assert (read_label(index, record) == slow_train_ids(layout, raw)).all()
@@ -126,7 +130,9 @@ def test_custom_set_with_colours(tmp_path: Path, mode: str) -> None:
     image = image.quantize(3) if mode == "P" else image.convert(mode)
     image.save(tmp_path / "truth/a.png")
     layout = load_layout(str(yaml))
-    index = convert_split(layout, tmp_path, "train", tmp_path / "out", with_labels=True)
+    index = convert_split(
+        layout, tmp_path, "train", tmp_path / "out", space=CITYSCAPES, with_labels=True
+    )
     expected = np.array([IGNORE, 0, 13], np.uint8)[choice]
     assert (read_label(index, index.records[0]) == expected).all()
 
@@ -136,7 +142,12 @@ def test_gta_labels_of_another_size_are_resized_and_counted(tmp_path: Path) -> N
     large = np.repeat(np.repeat(some_ids("gta"), 2, axis=0), 2, axis=1)
     write_label(tmp_path / "raw/labels/00001.png", large, "gta")
     index = convert_split(
-        LAYOUTS["gta"], tmp_path / "raw", "train", tmp_path / "out", with_labels=True
+        LAYOUTS["gta"],
+        tmp_path / "raw",
+        "train",
+        tmp_path / "out",
+        space=CITYSCAPES,
+        with_labels=True,
     )
     assert index.labels_resized == read_index(tmp_path / "out").labels_resized == 1
     expected = slow_train_ids(LAYOUTS["gta"], some_ids("gta"))
@@ -153,7 +164,12 @@ def test_without_labels_no_label_is_touched(
     real_scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: touched.append(str(path)) or real_scandir(path))
     index = convert_split(
-        LAYOUTS["cityscapes"], tmp_path / "raw", "train", tmp_path / "out", with_labels=False
+        LAYOUTS["cityscapes"],
+        tmp_path / "raw",
+        "train",
+        tmp_path / "out",
+        space=CITYSCAPES,
+        with_labels=False,
     )
     assert touched and not any("gtFine" in path for path in touched)
     assert [(record.label, record.class_pixels) for record in index.records] == [(None, None)] * 3
@@ -166,7 +182,9 @@ def test_without_labels_no_label_is_touched(
 
 def test_a_set_needs_no_label_folder_where_labels_are_not_read(tmp_path: Path) -> None:
     write_image(tmp_path / "images/1.png")
-    index = convert_split(LAYOUTS["gta"], tmp_path, "train", tmp_path / "out", with_labels=False)
+    index = convert_split(
+        LAYOUTS["gta"], tmp_path, "train", tmp_path / "out", space=CITYSCAPES, with_labels=False
+    )
     assert [record.name for record in index.records] == ["1"]
 
 
@@ -174,18 +192,27 @@ def test_index_is_the_same_every_time_and_has_one_record_a_line(tmp_path: Path) 
     write_raw(tmp_path / "raw", "gta", count=12)
     texts: list[str] = []
     for _ in range(2):
-        convert_split(LAYOUTS["gta"], tmp_path / "raw", "train", tmp_path / "out", with_labels=True)
+        convert_split(
+            LAYOUTS["gta"],
+            tmp_path / "raw",
+            "train",
+            tmp_path / "out",
+            space=CITYSCAPES,
+            with_labels=True,
+        )
         texts.append((tmp_path / "out/index.json").read_text())
     assert texts[0] == texts[1]
     assert sum('"name"' in line for line in texts[0].splitlines()) == 12
-    assert len(texts[0].splitlines()) == 12 + 4
+    assert len(texts[0].splitlines()) == 12 + 5
     assert str(tmp_path / "out") not in texts[0]
 
 
 def test_relative_roots_stay_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_raw(tmp_path / "raw", "gta")
     monkeypatch.chdir(tmp_path)
-    convert_split(LAYOUTS["gta"], Path("raw"), "train", Path("out"), with_labels=True)
+    convert_split(
+        LAYOUTS["gta"], Path("raw"), "train", Path("out"), space=CITYSCAPES, with_labels=True
+    )
     assert str(tmp_path) not in Path("out/index.json").read_text()
     assert read_index("out").root == Path("raw")
 
@@ -194,7 +221,9 @@ def test_field_statistics(tmp_path: Path) -> None:
     def record(name: str, counts: tuple[int, ...]) -> Record:
         return Record(name, f"images/{name}.png", 1, f"{name}.png", 2, 2, counts)
 
-    index = Index(tmp_path, Path("raw"), (record("a", (3, 0, 1)), record("b", (0, 0, 4))))
+    index = Index(
+        tmp_path, Path("raw"), CITYSCAPES, (record("a", (3, 0, 1)), record("b", (0, 0, 4)))
+    )
     write_field_statistics(index, tmp_path)
     assert json.loads((tmp_path / "sample_class_stats.json").read_text()) == [
         {"0": 3, "2": 1, "file": "a.png"},
@@ -209,7 +238,12 @@ def test_field_statistics(tmp_path: Path) -> None:
 def test_changed_raw_files_are_noticed(tmp_path: Path) -> None:
     write_raw(tmp_path / "raw", "gta")
     index = convert_split(
-        LAYOUTS["gta"], tmp_path / "raw", "train", tmp_path / "out", with_labels=True
+        LAYOUTS["gta"],
+        tmp_path / "raw",
+        "train",
+        tmp_path / "out",
+        space=CITYSCAPES,
+        with_labels=True,
     )
     check_raw_files(index)
     (tmp_path / "raw/images/00000.png").unlink()
@@ -232,7 +266,7 @@ def test_missing_and_foreign_indexes(tmp_path: Path, content: str | None) -> Non
 
 def test_records_are_written_in_order(tmp_path: Path) -> None:
     records = [Record(name, name, 1, None, 2, 2, None) for name in "ba"]
-    write_index(Index(tmp_path, Path("raw"), tuple(records)))
+    write_index(Index(tmp_path, Path("raw"), CITYSCAPES, tuple(records)))
     assert [record.name for record in read_index(tmp_path).records] == ["a", "b"]
 
 
@@ -330,7 +364,7 @@ def test_bad_files_give_one_clear_line(
     write_raw(root, layout)
     damage(root / path)
     with pytest.raises(ValueError) as caught:
-        convert_split(LAYOUTS[layout], root, "train", out, with_labels=True)
+        convert_split(LAYOUTS[layout], root, "train", out, space=CITYSCAPES, with_labels=True)
     message = str(caught.value)
     assert message.startswith(f"{root} ({layout}, split train): {expected}")
     assert "\n" not in message
@@ -346,7 +380,14 @@ def test_sizes_and_colours_outside_a_custom_layout(tmp_path: Path) -> None:
     (tmp_path / "truth").mkdir()
     Image.new("RGB", (WIDTH, HEIGHT), (1, 2, 4)).save(tmp_path / "truth/a.png")
     with pytest.raises(ValueError) as caught:
-        convert_split(load_layout(str(yaml)), tmp_path, "train", tmp_path / "out", with_labels=True)
+        convert_split(
+            load_layout(str(yaml)),
+            tmp_path,
+            "train",
+            tmp_path / "out",
+            space=CITYSCAPES,
+            with_labels=True,
+        )
     assert str(caught.value).splitlines()[1:] == [
         "  rgb/a.png: 8 x 6 pixels, allowed is 640 x 480",
         f"  truth/a.png: colour (1, 2, 4): allowed are the colours in {yaml}",
@@ -359,7 +400,14 @@ def test_all_bad_files_are_counted_and_twenty_listed(tmp_path: Path) -> None:
         truncate(path)
     (tmp_path / "raw/labels/00007.png").unlink()
     with pytest.raises(ValueError) as caught:
-        convert_split(LAYOUTS["gta"], tmp_path / "raw", "train", tmp_path / "out", with_labels=True)
+        convert_split(
+            LAYOUTS["gta"],
+            tmp_path / "raw",
+            "train",
+            tmp_path / "out",
+            space=CITYSCAPES,
+            with_labels=True,
+        )
     first, *lines, last = str(caught.value).splitlines()
     assert first.endswith("split train): 26 problems")
     assert len(lines) == 20 and lines[0].startswith("  images/00000.png: truncated")
@@ -371,10 +419,10 @@ def test_a_set_without_labels_or_with_void_alone(tmp_path: Path) -> None:
     write_image(tmp_path / "raw/images/1.png")
     arguments = LAYOUTS["gta"], tmp_path / "raw", "train", tmp_path / "out"
     with pytest.raises(ValueError, match=r"no label matches labels/\{name\}\.png"):
-        convert_split(*arguments, with_labels=True)
+        convert_split(*arguments, space=CITYSCAPES, with_labels=True)
     write_label(tmp_path / "raw/labels/1.png", np.zeros((HEIGHT, WIDTH), np.uint8), "gta")
     with pytest.raises(ValueError, match=r"gta, split train\): all pixels of all labels are void"):
-        convert_split(*arguments, with_labels=True)
+        convert_split(*arguments, space=CITYSCAPES, with_labels=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -383,7 +431,7 @@ def test_an_interrupt_leaves_the_old_folder(
 ) -> None:
     write_raw(tmp_path / "raw", "gta", count=50)
     arguments = LAYOUTS["gta"], tmp_path / "raw", "train", tmp_path / "out"
-    convert_split(*arguments, with_labels=True)
+    convert_split(*arguments, space=CITYSCAPES, with_labels=True)
     real, started = conversion._convert_image, threading.Event()
 
     def interrupted(task, image):
@@ -394,7 +442,7 @@ def test_an_interrupt_leaves_the_old_folder(
 
     monkeypatch.setattr(conversion, "_convert_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        convert_split(*arguments, with_labels=True)
+        convert_split(*arguments, space=CITYSCAPES, with_labels=True)
     assert started.is_set()
     assert sorted(child.name for child in tmp_path.iterdir()) == ["out", "raw"]
     assert len(list((tmp_path / "out/labels").iterdir())) == 50
@@ -403,8 +451,10 @@ def test_an_interrupt_leaves_the_old_folder(
 def test_an_old_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     write_raw(tmp_path / "raw", "gta")
     arguments = LAYOUTS["gta"], tmp_path / "raw", "train", tmp_path / "out"
-    convert_split(*arguments, with_labels=True)
+    convert_split(*arguments, space=CITYSCAPES, with_labels=True)
     (tmp_path / "out/labels/stale.png").touch()
     (tmp_path / "out.partial/labels").mkdir(parents=True)
-    convert_split(replace(arguments[0], name="again"), *arguments[1:], with_labels=True)
+    convert_split(
+        replace(arguments[0], name="again"), *arguments[1:], space=CITYSCAPES, with_labels=True
+    )
     assert len(list((tmp_path / "out/labels").iterdir())) == 3

@@ -17,6 +17,7 @@ from ssda.datasets.loading import (
     source_batches,
     target_batches,
 )
+from ssda.labels import CITYSCAPES
 from ssda.params import Margins
 from tests.conftest import make_params
 
@@ -29,7 +30,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Index:
     folder = tmp_path_factory.mktemp("source")
     write_gta(folder / "raw", 5, size=(36, 68), processes=1)
     return convert_split(
-        load_layout("gta"), folder / "raw", "train", folder / "converted", with_labels=True
+        load_layout("gta"),
+        folder / "raw",
+        "train",
+        folder / "converted",
+        space=CITYSCAPES,
+        with_labels=True,
     )
 
 
@@ -38,7 +44,12 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Index:
     folder = tmp_path_factory.mktemp("target")
     write_cityscapes(folder / "raw", {"train": 5}, size=(32, 64), processes=1)
     return convert_split(
-        load_layout("cityscapes"), folder / "raw", "train", folder / "converted", with_labels=False
+        load_layout("cityscapes"),
+        folder / "raw",
+        "train",
+        folder / "converted",
+        space=CITYSCAPES,
+        with_labels=False,
     )
 
 
@@ -115,7 +126,12 @@ def test_images_smaller_than_the_crop_are_named(source: Index) -> None:
 def test_a_broken_image_is_one_line_also_from_a_worker(tmp_path: Path, workers: int) -> None:
     write_gta(tmp_path / "raw", 2, size=(36, 68), processes=1)
     index = convert_split(
-        load_layout("gta"), tmp_path / "raw", "train", tmp_path / "converted", with_labels=True
+        load_layout("gta"),
+        tmp_path / "raw",
+        "train",
+        tmp_path / "converted",
+        space=CITYSCAPES,
+        with_labels=True,
     )
     for record in index.records:
         index.image_path(record).write_bytes(b"no image")

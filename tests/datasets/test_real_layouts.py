@@ -10,7 +10,7 @@ import pytest
 from demo.scenes import draw_scene, write_cityscapes, write_gta, write_synthia
 from ssda.datasets.conversion import convert_split
 from ssda.datasets.layouts import load_layout
-from ssda.labels import CITYSCAPES_IDS, IGNORE
+from ssda.labels import CITYSCAPES, CITYSCAPES_IDS, IGNORE
 
 SIZE = (36, 72)
 WRITERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
@@ -29,7 +29,12 @@ def test_labels_come_back_as_drawn(tmp_path: Path, layout: str) -> None:
     write, look, split = WRITERS[layout]
     write(tmp_path / "raw")
     index = convert_split(
-        load_layout(layout), tmp_path / "raw", split, tmp_path / "out", with_labels=True
+        load_layout(layout),
+        tmp_path / "raw",
+        split,
+        tmp_path / "out",
+        space=CITYSCAPES,
+        with_labels=True,
     )
     assert len(index.records) == 3
     drawn = [draw_scene(look, split, i, size=SIZE) for i in range(3)]
@@ -38,5 +43,6 @@ def test_labels_come_back_as_drawn(tmp_path: Path, layout: str) -> None:
         assert stored is not None
         np.testing.assert_array_equal(stored[..., ::-1], image)
         label = cv2.imread(str(index.label_path(record)), cv2.IMREAD_UNCHANGED)
-        expected = [[CITYSCAPES_IDS.get(i, IGNORE) for i in row] for row in ids.tolist()]
+        trains = {raw: CITYSCAPES.names.index(name) for raw, name in CITYSCAPES_IDS.items()}
+        expected = [[trains.get(i, IGNORE) for i in row] for row in ids.tolist()]
         assert label is not None and label.tolist() == expected

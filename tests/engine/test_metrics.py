@@ -37,7 +37,7 @@ def test_scores_of_a_known_matrix() -> None:
     assert iou[:2].tolist() == pytest.approx([50.0, 100 * 4 / 7])
     assert math.isnan(iou[2])
     assert mean_iou(matrix) == pytest.approx((50.0 + 400 / 7) / 2)
-    assert mean_iou(matrix, without=(0,)) == pytest.approx(400 / 7)
+    assert mean_iou(matrix, classes=tuple(range(1, len(matrix)))) == pytest.approx(400 / 7)
     assert pixel_accuracy(matrix) == pytest.approx(70.0)
 
 

@@ -19,7 +19,8 @@ from ruamel.yaml import YAML
 from pipeline.command import guard
 from pipeline.convert import convert
 from pipeline.inventory import inventory
-from ssda.params import load_params, read_yaml
+from ssda.params import load_params
+from ssda.sections import read_yaml
 from tests.conftest import ROOT, set_values
 
 SIZE = (16, 8)  # width, height
@@ -100,7 +101,7 @@ def edit_params(old: str, new: str) -> None:
 
 def custom(text: str) -> None:
     """Describe the source by a layout YAML, good but for the text, whose keys replace others."""
-    good = {"images": "'images/*.png'", "labels": "'labels/{name}.png'", "ids": "{7: 0}"}
+    good = {"images": "'images/*.png'", "labels": "'labels/{name}.png'", "ids": "{7: road}"}
     changes = dict(line.split(": ", 1) for line in text.splitlines())
     lines = [f"{key}: {value}\n" for key, value in (good | changes).items() if value != "-"]
     Path("set.yaml").write_text("".join(lines), encoding="utf-8")

@@ -16,7 +16,8 @@ from ruamel.yaml import YAML
 from demo.scenes import write_cityscapes, write_gta
 from pipeline import adapt, convert, evaluate, inventory, pretrain
 from ssda.engine.checkpoints import load_network
-from ssda.params import Params, load_params, read_yaml
+from ssda.params import Params, load_params
+from ssda.sections import read_yaml
 from tests.conftest import ROOT, set_values
 
 TINY = {

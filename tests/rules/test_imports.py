@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FACTS = {"ssda.files", "ssda.labels", "ssda.params", "ssda.randomness"}
+FACTS = {"ssda.files", "ssda.labels", "ssda.params", "ssda.randomness", "ssda.sections"}
 ALLOWED = {
     "ssda/datasets": {"ssda.datasets"},
     "ssda/networks": {"ssda.networks"},

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ssda.params import Params, read_yaml
+from ssda.params import Params
+from ssda.sections import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
