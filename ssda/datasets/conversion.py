@@ -188,8 +188,24 @@ def _convert_image(task: _Task, image: RawImage) -> Record | None:
         task.resized.append(image.label)
     file = image.name + ".png"
     (task.labels / file).write_bytes(cv2.imencode(".png", label, PNG_OPTIONS)[1].tobytes())
-    counts = np.bincount(label.ravel(), minlength=task.num_classes)[: task.num_classes]
-    return replace(record, label=file, class_pixels=tuple(counts.tolist()))
+    return replace(record, label=file, class_pixels=count_classes(label, task.num_classes))
+
+
+def to_train_ids(raw: NDArray[np.integer], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What the table says of each raw value (H, W); OpenCV looks bytes up twice as fast."""
+    if raw.dtype == np.uint8:
+        return np.asarray(cv2.LUT(raw, table), np.uint8)
+    return np.take(table, raw)
+
+
+def count_classes(label: cv2.typing.MatLike, num_classes: int) -> tuple[int, ...]:
+    """Pixels of each class of a label (H, W).
+
+    OpenCV counts bytes five times as fast as NumPy, in float32, which is exact to 2^24.
+    """
+    parts = np.array_split(label.ravel(), (label.size >> 24) + 1)
+    counts = sum(cv2.calcHist([part], [0], None, [256], [0, 256]).astype(int) for part in parts)
+    return tuple(np.ravel(counts)[:num_classes].tolist())
 
 
 def _image_facts(path: Path, allowed: tuple[int, int] | None) -> tuple[int, int, int]:
@@ -221,7 +237,7 @@ def _check_end(path: Path, end: bytes) -> int:
 def _read_label(path: Path, task: _Task) -> NDArray[np.uint8]:
     """The label as train ids, (H, W)."""
     raw = _read_values(path, task.layout.values)
-    label = np.take(task.table, raw)
+    label = to_train_ids(raw, task.table)
     unknown = np.unique(raw[label == UNKNOWN])
     if unknown.size:
         some = ", ".join(describe(task.layout, raw_id) for raw_id in unknown[:5].tolist())

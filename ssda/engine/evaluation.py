@@ -86,7 +86,7 @@ def predict_uncertainty(
 
 def _confusion(logits: Tensor, label: Tensor, num_classes: int) -> Tensor:
     full = enlarge(logits.unsqueeze(0), label.shape)
-    prediction = full.argmax(dim=1).squeeze(0).cpu()
+    prediction = full.argmax(dim=1).squeeze(0).to(torch.uint8).cpu()
     return confusion_matrix(prediction, label, num_classes=num_classes)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ssda.labels import IGNORE
+
 
 def confusion_matrix(
     prediction: Tensor, target: Tensor, *, num_classes: int, ignore_index: int = 255
@@ -14,7 +16,7 @@ def confusion_matrix(
     Args:
         prediction: integer class of each pixel, any shape; in [0, num_classes).
         target: truth, of the same shape; pixels of ignore_index do not count.
-        num_classes: C.
+        num_classes: C, at most 255.
         ignore_index: truth that does not count.
 
     Returns:
@@ -25,16 +27,28 @@ def confusion_matrix(
     """
     if prediction.shape != target.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)}, target {tuple(target.shape)}")
-    counted = target != ignore_index
-    truth = target[counted].long()
-    guess = prediction[counted].long()
-    for name, values in (("prediction", guess), ("target", truth)):
-        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < num_classes:
-            raise ValueError(
-                f"{name} has class {int(values.max())}, allowed are 0 to {num_classes - 1}"
-            )
-    pairs = torch.bincount(truth * num_classes + guess, minlength=num_classes**2)
-    return pairs.view(num_classes, num_classes)
+    most = IGNORE
+    if target.dtype != torch.uint8 or ignore_index != IGNORE:
+        counted = target != ignore_index
+        prediction, target, most = prediction[counted], target[counted], num_classes - 1
+    for name, values, last in (
+        ("prediction", prediction, num_classes - 1),
+        ("target", target, most),
+    ):
+        low, high = (int(v) for v in values.aminmax()) if values.numel() else (0, 0)
+        if low < 0 or high > last:
+            raise _wrong_class(name, low if low < 0 else high, num_classes)
+    # One bincount of small integers, without a mask: bytes to ignore have a row of their own.
+    small = torch.int16 if (IGNORE + 1) * num_classes <= 2**15 else torch.int64
+    pairs = (target.to(small) * num_classes + prediction.to(small)).flatten()
+    counts = torch.bincount(pairs, minlength=(IGNORE + 1) * num_classes).view(-1, num_classes)
+    if wrong := counts[num_classes:IGNORE].sum(1).nonzero().flatten().tolist():
+        raise _wrong_class("target", num_classes + wrong[-1], num_classes)
+    return counts[:num_classes]
+
+
+def _wrong_class(name: str, value: int, num_classes: int) -> ValueError:
+    return ValueError(f"{name} has class {value}, allowed are 0 to {num_classes - 1}")
 
 
 def intersection_over_union(confusion: Tensor) -> Tensor:

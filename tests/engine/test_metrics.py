@@ -25,6 +25,31 @@ def test_confusion_equals_counting_pixel_by_pixel() -> None:
     assert torch.equal(matrix, counts)
 
 
+@pytest.mark.parametrize("num_classes", [19, 200])
+def test_bytes_are_counted_as_whole_numbers_are(num_classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth, guess = torch.randint(0, num_classes, (2, 5, 90), generator=generator)
+    truth[:2] = 255
+    wanted = confusion_matrix(guess, truth, num_classes=num_classes)
+    assert wanted.sum() == 3 * 90
+    small = confusion_matrix(guess.byte(), truth.byte(), num_classes=num_classes)
+    assert torch.equal(small, wanted)
+    moved = torch.where(truth == 255, -1, truth)
+    other = confusion_matrix(guess, moved, num_classes=num_classes, ignore_index=-1)
+    assert torch.equal(other, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+@pytest.mark.parametrize(("guess", "truth", "wrong"), [(3, 0, "prediction"), (0, 3, "target")])
+def test_a_class_out_of_range_is_an_error(
+    dtype: torch.dtype, guess: int, truth: int, wrong: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{wrong} has class 3, allowed are 0 to 2"):
+        confusion_matrix(
+            torch.tensor([guess], dtype=dtype), torch.tensor([truth], dtype=dtype), num_classes=3
+        )
+
+
 def test_small_integer_types_do_not_overflow() -> None:
     truth = torch.full((10,), 18, dtype=torch.uint8)
     matrix = confusion_matrix(truth, truth, num_classes=19)
