@@ -252,7 +252,7 @@ def uncertainty(network: Segmenter, view: View, statistic: str, passes: int) -> 
     """The statistic (N, h, w) of K passes."""
     draws = generators(0, "diagnostics", 0, len(view.labels))
     with torch.inference_mode():
-        members = network.classify(view.embedding, network.draw_masks(passes, draws))
+        members = network.classifier.stochastic(view.embedding, network.draw_masks(passes, draws))
         return STATISTICS[statistic](members.softmax(2))
 
 
@@ -417,8 +417,8 @@ def gradients(
     """Norm of each loss term's gradient, and whether it points to the truth."""
     student = create_teacher(network).requires_grad_(True).train()
     teacher = create_teacher(network)
-    encoder = Encoder(params.model.encoder)
-    load_imagenet_weights(encoder, params.model.encoder, params.model.weights)
+    encoder = Encoder(params.model)
+    load_imagenet_weights(encoder, params.model)
     networks = Networks(student, teacher, frozen_encoder(encoder))
     samples = SourceSamples(
         data.source, params.images, params.sampling, params.random_state, "diagnostics"

@@ -48,7 +48,7 @@ def label_free_indicators(
     records = target.records[:: max(1, len(target.records) // IMAGES)][:IMAGES]
     samples = EvaluationSamples(replace(target, records=records), params.images.target_size)
     settings = params.adapt.uncertainty
-    device = network.classifier.weight.device
+    device = network.device
     sums: dict[str, Tensor] = {}
     mean_prediction = torch.zeros(len(source_frequencies), device=device)
     pixels = 0
@@ -56,7 +56,9 @@ def label_free_indicators(
         embedding = network.embed(images)
         probabilities = network.classifier(embedding).softmax(1)
         draws = generators(params.random_state, "label-free", number, len(images))
-        members = network.classify(embedding, network.draw_masks(settings.passes, draws))
+        members = network.classifier.stochastic(
+            embedding, network.draw_masks(settings.passes, draws)
+        )
         confidence, labels = probabilities.max(1)
         mirrored = network(images.flip(-1)).argmax(1).flip(-1)
         measured = {

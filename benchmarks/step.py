@@ -99,10 +99,9 @@ def compare_passes(params: Params, rounds: int) -> Comparison:
     draws = generators(0, "benchmark", 0, len(images))
 
     def stochastic() -> Tensor:
-        with mixed_precision(images):
-            embedding = network.embed(images)
         masks = network.draw_masks(passes, draws)
-        members = network.classify(embedding.float(), masks).softmax(2)
+        with mixed_precision(images):
+            members = network.predict(images, masks).members.softmax(2)
         return STATISTICS[params.adapt.uncertainty.statistic](members)
 
     def plain() -> Tensor:

@@ -77,13 +77,21 @@ class Model(Section):
     """The network."""
 
     encoder: str
-    """Name of a timm encoder."""
+    """Name of a timm encoder, or mit_b0 to mit_b5."""
     weights: str | None
-    """File with the encoder's weights; None takes its ImageNet weights."""
+    """File with the encoder's weights; None takes its pretrained weights."""
+    head: Literal["daformer", "deeplabv2"]
+    """Decode head; under deeplabv2 the encoder is dilated to stride 8."""
     channels: PositiveCount
-    """Width of the decode head."""
+    """Width of DAFormer's head; DeepLabV2 has none."""
     dropout: ShareBelowOne
     """Share of the head's channels dropped before the classifier."""
+    drop_path: ShareBelowOne
+    """Stochastic depth of the encoder while it trains."""
+    detail: Size | None
+    """Detail crops of two resolutions (HRDA), half of images.crop; None for one resolution."""
+    checkpointing: bool
+    """Compute activations of the encoder twice instead of keeping them."""
 
 
 class Optimiser(Section):
@@ -95,6 +103,8 @@ class Optimiser(Section):
     """The head's learning rate is this many times the encoder's."""
     weight_decay: NonNegative
     """Decoupled weight decay."""
+    layer_decay: PositiveShare
+    """Learning rate of a transformer's block over that of the next."""
     warmup: Count
     """Steps of linear warm-up."""
 
@@ -312,6 +322,20 @@ class Params(Section):
                 f"adapt.losses.feature_distance = {self.adapt.losses.feature_distance}: must be 0 "
                 f"where labels {self.labels} name no things"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _resolutions_fit(self) -> Params:
+        detail, crop = self.model.detail, self.images.crop
+        if detail is None:
+            return self
+        if any(side % 64 for side in crop):
+            raise ValueError(
+                f"images.crop = {list(crop)}: sides must be multiples of 64 with two resolutions"
+            )
+        half = [side // 2 for side in crop]
+        if list(detail) != half:
+            raise ValueError(f"model.detail = {list(detail)}: must be half of images.crop, {half}")
         return self
 
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from ssda.params import Params
+from ssda.params import Model, Params
 from ssda.sections import read_yaml, validate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +25,11 @@ def make_params(overrides: dict[str, Any] | None = None) -> Params:
     """The default parameters with overrides."""
     values = set_values(read_yaml(ROOT / "params.yaml"), overrides or {})
     return validate(Params, values, "params.yaml")
+
+
+def make_model(overrides: dict[str, Any] | None = None) -> Model:
+    """The default network's parameters with overrides."""
+    return make_params(overrides).model
 
 
 @pytest.fixture(autouse=True)

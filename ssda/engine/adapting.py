@@ -27,6 +27,7 @@ from ssda.networks.encoders import Encoder, load_imagenet_weights
 from ssda.networks.normalisation import reestimate_statistics
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
+from ssda.randomness import generator
 
 STATISTICS_IMAGES = 500
 """How many target images the statistics of batch normalisation are estimated from, at most."""
@@ -36,8 +37,22 @@ def use_target_statistics(network: Segmenter, target: Index, params: Params) -> 
     """Replace the network's running statistics by those of target images ("AdaBN")."""
     records = target.records[:: max(1, len(target.records) // STATISTICS_IMAGES)]
     samples = EvaluationSamples(replace(target, records=records), params.images.target_size)
-    device = network.classifier.weight.device
-    reestimate_statistics(network, image_batches(samples, params.adapt.batch_size, device))
+    count = 0
+
+    def run(images: torch.Tensor) -> None:
+        nonlocal count
+        draws = [
+            generator(params.random_state, "statistics", count + i) for i in range(len(images))
+        ]
+        count += len(images)
+        images = network.pad(images)
+        network.observe(
+            images, network.draw_masks(1, draws), network.draw_corners(images.shape[-2:], draws)
+        )
+
+    reestimate_statistics(
+        network, image_batches(samples, params.adapt.batch_size, network.device), run
+    )
 
 
 def start_networks(student: Segmenter, target: Index, params: Params) -> Networks:
@@ -45,9 +60,10 @@ def start_networks(student: Segmenter, target: Index, params: Params) -> Network
     use_target_statistics(student, target, params)
     imagenet = None
     if params.adapt.losses.feature_distance > 0:
-        imagenet = Encoder(params.model.encoder)
-        load_imagenet_weights(imagenet, params.model.encoder, params.model.weights)
-        imagenet = frozen_encoder(imagenet).to(student.classifier.weight.device)
+        imagenet = Encoder(params.model)
+        imagenet.stage(params.adapt.feature_distance.stride)  # says so now where there is none
+        load_imagenet_weights(imagenet, params.model)
+        imagenet = frozen_encoder(imagenet).to(student.device)
     return Networks(student.train(), create_teacher(student), imagenet)
 
 
@@ -64,7 +80,7 @@ def adapt_steps(
         space: classes.
     """
     settings = params.adapt
-    device = networks.student.classifier.weight.device
+    device = networks.student.device
     frequencies = torch.from_numpy(source.class_frequencies)
     ratios = keep_ratios(frequencies, beta=settings.uncertainty.beta).to(device)
     task = Task(settings, ratios, space.things, params.random_state)

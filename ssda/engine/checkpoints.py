@@ -13,14 +13,13 @@ from ssda.files import write_atomically
 from ssda.labels import LabelSpace, parse_space
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Model
+from ssda.sections import validate
 
 
 def save_network(path: Path, network: Segmenter, model: Model, space: LabelSpace) -> None:
     """Write weights and all that is needed to use them: the network's and the classes' names."""
     description = {
-        "encoder": model.encoder,
-        "channels": model.channels,
-        "dropout": model.dropout,
+        "model": model.model_copy(update={"weights": None}).model_dump(),
         "space": space.content(),
     }
     state = {
@@ -43,16 +42,11 @@ def load_network(path: Path) -> tuple[Segmenter, LabelSpace]:
             state = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error})") from error
-    if "ssda" not in metadata:
+    description: dict[str, Any] = json.loads(metadata.get("ssda", "{}"))
+    if "model" not in description:
         raise ValueError(f"{path}: does not describe itself; only files of this project do")
-    description: dict[str, Any] = json.loads(metadata["ssda"])
     space = parse_space(description["space"], str(path))
-    network = Segmenter(
-        description["encoder"],
-        description["channels"],
-        description["dropout"],
-        space.num_classes,
-    )
+    network = Segmenter(validate(Model, description["model"], str(path)), space.num_classes)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

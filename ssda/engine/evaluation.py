@@ -53,8 +53,7 @@ def predict(network: Segmenter, images: Tensor) -> Tensor:
     """Logits (N, C, h, w) of images (N, 3, H, W) uint8, in evaluation mode."""
     training = network.training
     network.eval()
-    device = network.classifier.weight.device
-    logits = network(images.to(device).float() / 255.0)
+    logits = network(images.to(network.device).float() / 255.0)
     network.train(training)
     return logits
 
@@ -77,10 +76,9 @@ def predict_uncertainty(
         passes: K.
         random_state: seeds the dropout.
     """
-    device = network.classifier.weight.device
-    embedding = network.embed(image.unsqueeze(0).to(device).float() / 255.0)
     masks = network.draw_masks(passes, [generator(random_state, "prediction")])
-    uncertainty = predictive_entropy(network.classify(embedding, masks).softmax(dim=2))
+    prediction = network.predict(image.unsqueeze(0).to(network.device).float() / 255.0, masks)
+    uncertainty = predictive_entropy(prediction.members.softmax(dim=2))
     return enlarge(uncertainty.unsqueeze(1), size)[0, 0].cpu()
 
 

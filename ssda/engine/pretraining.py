@@ -22,8 +22,8 @@ def imagenet_network(params: Params, num_classes: int) -> Segmenter:
     model = params.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.random_state)
-        network = Segmenter(model.encoder, model.channels, model.dropout, num_classes)
-    load_imagenet_weights(network.encoder, model.encoder, model.weights)
+        network = Segmenter(model, num_classes)
+    load_imagenet_weights(network.encoder, model)
     return network
 
 
@@ -36,7 +36,7 @@ def pretrain_steps(network: Segmenter, source: Index, params: Params) -> Iterato
         params: everything.
     """
     settings = params.pretrain
-    device = network.classifier.weight.device
+    device = network.device
     samples = SourceSamples(source, params.images, params.sampling, params.random_state, "pretrain")
     batches = source_batches(
         samples, range(settings.iterations), settings.batch_size, params.runtime.workers

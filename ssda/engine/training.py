@@ -70,18 +70,22 @@ def train(
         optimiser.step()
         if after_update is not None:
             after_update(step)
-        yield StepRecord(step, rates[0] * factor, report)
+        yield StepRecord(step, settings.learning_rate * factor, report)
 
 
 def create_optimiser(network: Segmenter, settings: Optimiser) -> torch.optim.AdamW:
-    """AdamW with a higher rate for all that is not the encoder."""
-    encoder = list(network.encoder.parameters())
-    head = [*network.head.parameters(), *network.classifier.parameters()]
+    """AdamW with a higher rate for all but the encoder; ValueError for a wrong layer_decay."""
+    encoder = [
+        {
+            "params": values,
+            "lr": settings.learning_rate * factor,
+            "weight_decay": settings.weight_decay if decays else 0.0,
+        }
+        for factor, decays, values in network.encoder.parameter_groups(settings.layer_decay)
+    ]
+    head = [v for name, v in network.named_parameters() if not name.startswith("encoder.")]
     return torch.optim.AdamW(
-        [
-            {"params": encoder, "lr": settings.learning_rate},
-            {"params": head, "lr": settings.learning_rate * settings.head_factor},
-        ],
+        [*encoder, {"params": head, "lr": settings.learning_rate * settings.head_factor}],
         weight_decay=settings.weight_decay,
         betas=(0.9, 0.999),
         foreach=True,

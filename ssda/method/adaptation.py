@@ -20,9 +20,14 @@ from torch.nn import functional
 
 from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.labels import IGNORE
-from ssda.method.losses import uncertainty_loss, weighted_loss
+from ssda.method.losses import labelling_loss, uncertainty_loss
 from ssda.method.mixing import blur, jitter, mix, paste_mask
-from ssda.method.source import ImageNetPull, mixed_precision, source_gradients
+from ssda.method.source import (
+    ImageNetPull,
+    mixed_precision,
+    source_gradients,
+    stochastic_pass,
+)
 from ssda.method.subdomains import select_seeds
 from ssda.method.teacher import PseudoLabels, pseudo_labels
 from ssda.method.trucrf import truncated_crf_loss
@@ -123,10 +128,13 @@ def joint_step(
 def guide(teacher: Segmenter, target: TargetBatch, task: Task, step: int) -> Guidance:
     """Pseudo labels, and by K stochastic head passes on one trunk, uncertainty and seeds."""
     settings = task.settings.uncertainty
+    masks = None
+    if needs_seeds(task):
+        draws = _generators(task, "teacher", step, len(target.images))
+        masks = teacher.draw_masks(settings.passes, draws)
     with mixed_precision(target.images):
-        embedding = teacher.embed(target.images)
-        logits = teacher.classifier(embedding)
-    logits = logits.float()
+        prediction = teacher.predict(target.images, masks)
+    logits = prediction.logits
     pseudo = pseudo_labels(
         enlarge(logits, target.counted.shape[-2:]).softmax(dim=1),
         target.counted,
@@ -138,9 +146,7 @@ def guide(teacher: Segmenter, target: TargetBatch, task: Task, step: int) -> Gui
     labels = labels.masked_fill(~shrink_mask(target.counted, logits.shape[-2:]), IGNORE)
     uncertainty = seeds = None
     if needs_seeds(task):
-        masks = teacher.draw_masks(settings.passes, _generators(task, "teacher", step, len(labels)))
-        members = teacher.classify(embedding.float(), masks).softmax(dim=2)
-        uncertainty = STATISTICS[settings.statistic](members)
+        uncertainty = STATISTICS[settings.statistic](prediction.members.softmax(dim=2))
         seeds = select_seeds(
             labels, uncertainty, confidence, task.ratios, min_pixels=settings.min_pixels
         )
@@ -161,26 +167,23 @@ def target_gradients(
             images, settings.augmentation, _generators(task, "target jitter", step, len(images))
         )
     learns = weights.target * max(weights.seed, weights.uncertainty, settings.trucrf.weight) > 0
-    with torch.set_grad_enabled(learns), mixed_precision(images):
-        embedding = student.embed(images)
+    passes = settings.uncertainty.student_passes if weights.uncertainty > 0 else 1
+    draws = _generators(task, "target dropout", step, len(images))
+    with torch.set_grad_enabled(learns):
+        views = stochastic_pass(student, images, passes, draws)
     if not learns:
         return {}
-    passes = settings.uncertainty.student_passes if weights.uncertainty > 0 else 1
-    masks = student.draw_masks(passes, _generators(task, "target dropout", step, len(images)))
-    members = student.classify(embedding.float(), masks)
-    logits = members[0]
+    logits = views.logits[0]
     losses: dict[str, Tensor] = {}
     total = logits.new_zeros(())
     if weights.seed > 0:
         assert guidance.seeds is not None
         labels = guidance.pseudo.labels
         seeds = enlarge_mask(guidance.seeds, labels.shape[-2:])
-        losses["seed"] = weighted_loss(
-            enlarge(logits, labels.shape[-2:]), labels, guidance.pseudo.weights * seeds
-        )
+        losses["seed"] = labelling_loss(views, labels, guidance.pseudo.weights * seeds)
         total = total + weights.seed * losses["seed"]
     if weights.uncertainty > 0:
-        losses["uncertainty"] = uncertainty_loss(members)
+        losses["uncertainty"] = uncertainty_loss(views.logits)
         total = total + weights.uncertainty * losses["uncertainty"]
     if settings.trucrf.weight > 0:
         assert guidance.seeds is not None
@@ -193,7 +196,8 @@ def target_gradients(
             sigma_rgb=settings.trucrf.sigma_rgb,
         )
         total = total + settings.trucrf.weight * losses["trucrf"]
-    (weights.target * total).backward()
+    with kept_statistics(student):  # activation checkpointing runs the encoder again
+        (weights.target * total).backward()
     return {f"loss_{name}": loss.detach() for name, loss in losses.items()}
 
 
@@ -214,9 +218,7 @@ def mixed_gradients(
     images = blur(images, settings.augmentation, draws)
     labels = mix(mask, source.labels, guidance.pseudo.labels)
     weights = mix(mask, torch.ones_like(guidance.pseudo.weights), guidance.pseudo.weights)
-    with mixed_precision(images):
-        logits = student.classify_once(student.embed(images), draws)
-    loss = weighted_loss(enlarge(logits.float(), labels.shape[-2:]), labels, weights)
+    loss = labelling_loss(stochastic_pass(student, images, 1, draws), labels, weights)
     (settings.losses.mix * loss).backward()
     return {"loss_mix": loss.detach()}
 

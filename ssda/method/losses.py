@@ -8,6 +8,37 @@ from torch.nn import functional
 
 from ssda.labels import IGNORE
 from ssda.method.uncertainty import mutual_information
+from ssda.networks.heads import enlarge
+from ssda.networks.segmenter import Views
+from ssda.networks.windows import cut
+
+DETAIL_SHARE = 0.1
+"""HRDA's lambda_d: the loss is 0.9 that of the fused logits and 0.1 that of the detail crops."""
+
+
+def labelling_loss(views: Views, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross entropy of a training pass; with two resolutions of the details on their own as well.
+
+    Args:
+        views: the first of its passes counts; logits are enlarged to the labels.
+        labels: (N, H, W) int64, IGNORE does not count.
+        weights: (N, H, W), >= 0, for `weighted_loss`; None for `source_loss`.
+    """
+
+    def loss(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        full = enlarge(logits, labels.shape[-2:])
+        return (
+            source_loss(full, labels) if weights is None else weighted_loss(full, labels, weights)
+        )
+
+    fused = loss(views.logits[0], labels, weights)
+    if views.detail is None:
+        return fused
+    window = (labels.shape[-2] // 2, labels.shape[-1] // 2)
+    inside = cut(labels, views.corners, window)
+    weighted = None if weights is None else cut(weights, views.corners, window)
+    detail = loss(views.detail[0], inside, weighted)
+    return (1 - DETAIL_SHARE) * fused + DETAIL_SHARE * detail
 
 
 def source_loss(logits: Tensor, labels: Tensor) -> Tensor:

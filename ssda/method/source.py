@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ssda.datasets.batches import SourceBatch
-from ssda.method.losses import feature_distance, source_loss, thing_cells
-from ssda.networks.encoders import STRIDES, Encoder
-from ssda.networks.heads import enlarge
-from ssda.networks.segmenter import Segmenter
+from ssda.method.losses import feature_distance, labelling_loss, thing_cells
+from ssda.networks.encoders import Encoder
+from ssda.networks.segmenter import Segmenter, Views
+from ssda.networks.windows import halve
 from ssda.params import FeatureDistance
 
 
@@ -47,25 +47,44 @@ def source_gradients(
         generators: one an image, for the dropout.
         pull: the feature distance; without it there is none.
     """
-    with mixed_precision(batch.images):
-        features = student.encode(batch.images)
-        logits = student.classify_once(student.head(features), generators)
-    full = enlarge(logits.float(), batch.labels.shape[-2:])
-    losses = {"source": source_loss(full, batch.labels)}
+    views = stochastic_pass(student, batch.images, 1, generators)
+    losses = {"source": labelling_loss(views, batch.labels)}
     total = losses["source"]
     report: dict[str, Tensor] = {}
     if pull is not None:
-        stage = STRIDES.index(pull.settings.stride)
-        with torch.no_grad(), mixed_precision(batch.images):
-            reference = pull.encoder(batch.images)[stage]
+        stage = pull.encoder.stage(pull.settings.stride)
+        images = batch.images if views.detail is None else halve(batch.images)
+        with torch.no_grad(), mixed_precision(images):
+            reference = pull.encoder(images)[stage]
         cells = thing_cells(
             batch.labels, pull.things, reference.shape[-2:], pull.settings.min_share
         )
-        losses["feature_distance"] = feature_distance(features[stage], reference, cells)
+        losses["feature_distance"] = feature_distance(views.features[stage], reference, cells)
         total = total + pull.weight * losses["feature_distance"]
         report["thing_cell_share"] = cells.float().mean()
     total.backward()
     return report | {f"loss_{name}": loss.detach() for name, loss in losses.items()}
+
+
+def stochastic_pass(
+    student: Segmenter, images: Tensor, passes: int, generators: list[np.random.Generator]
+) -> Views:
+    """A training pass: dropout masks, detail crops and stochastic depth drawn from generators.
+
+    Args:
+        student: in training mode.
+        images: (N, 3, H, W) in [0, 1].
+        passes: K, passes that follow the one trunk.
+        generators: one an image; the first also seeds the stochastic depth of the batch.
+    """
+    masks = student.draw_masks(passes, generators)
+    corners = student.draw_corners(images.shape[-2:], generators)
+    with mixed_precision(images):
+        if student.drop_path == 0:
+            return student.observe(images, masks, corners)
+        with torch.random.fork_rng([images.device] if images.is_cuda else []):
+            torch.manual_seed(int(generators[0].integers(2**63)))
+            return student.observe(images, masks, corners)
 
 
 def mixed_precision(images: Tensor) -> torch.autocast:

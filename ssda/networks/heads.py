@@ -1,8 +1,12 @@
-"""Decode heads: features of four stages in, an embedding on the finest stage's grid out."""
+"""Decode heads: feature maps of four stages in, an embedding out; and what classifies it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import reduce
+
 import torch
+from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,39 +27,158 @@ def convolution(
     )
 
 
-class DAFormerHead(nn.Module):
-    """DAFormer's context-aware fusion (Hoyer et al., CVPR 2022).
+class Pyramid(nn.Module):
+    """The four maps of a plain vision transformer, all at stride 16, at strides 4, 8, 16 and 32.
 
-    1x1 embeddings of the stages are enlarged to the finest, concatenated, and fused by a
-    depthwise separable atrous spatial pyramid with rates 1, 6, 12 and 18.
+    Transposed convolutions and a pooling, as in ViTDet's simple feature pyramid (Li et al., 2022),
+    behind a normalisation: maps of different depth differ in scale.
+
+    Attributes:
+        channels: channels of the four maps that come out.
     """
 
-    def __init__(self, stage_channels: list[int], channels: int) -> None:
+    def __init__(self, channels: list[int]) -> None:
+        """A pyramid over maps with `channels`."""
+        super().__init__()
+        first, second, third, fourth = channels
+        self.channels = [first // 4, second // 2, third, fourth]
+        self.norms = nn.ModuleList(LayerNorm2d(c) for c in channels)
+        self.resize = nn.ModuleList(
+            [
+                nn.Sequential(
+                    nn.ConvTranspose2d(first, first // 2, 2, 2),
+                    nn.GELU(),
+                    nn.ConvTranspose2d(first // 2, first // 4, 2, 2),
+                ),
+                nn.ConvTranspose2d(second, second // 2, 2, 2),
+                nn.Identity(),
+                nn.MaxPool2d(2),
+            ]
+        )
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """[(N, C_s, H / s, W / s) for s in (4, 8, 16, 32)] of [(N, C, H / 16, W / 16)] * 4."""
+        return [
+            resize(norm(feature))
+            for norm, resize, feature in zip(self.norms, self.resize, features, strict=True)
+        ]
+
+
+class StageFusion(nn.Module):
+    """1x1 embeddings of the stages, enlarged to the finest, concatenated and fused.
+
+    DAFormer's head (Hoyer et al., CVPR 2022) with `AtrousPyramid` as the fusion; HRDA's scale
+    attention (ECCV 2022) looks through one with a 1x1 `convolution`.
+    """
+
+    def __init__(
+        self, stage_channels: list[int], channels: int, fusion: Callable[[int, int], nn.Module]
+    ) -> None:
         """A head of width `channels` for stages with `stage_channels`."""
         super().__init__()
         self.embeddings = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in stage_channels)
-        fused = channels * len(stage_channels)
+        self.fusion = fusion(channels * len(stage_channels), channels)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Embedding (N, channels, H / 4, W / 4) of features [(N, C_s, H / s, W / s)]."""
+        size = features[0].shape[-2:]
+        stages = [
+            enlarge(embed(feature), size)
+            for embed, feature in zip(self.embeddings, features, strict=True)
+        ]
+        return self.fusion(torch.cat(stages, dim=1))
+
+
+class AtrousPyramid(nn.Module):
+    """DAFormer's context-aware fusion: depthwise separable, with rates 1, 6, 12 and 18."""
+
+    def __init__(self, inputs: int, channels: int) -> None:
+        """From `inputs` to `channels`."""
+        super().__init__()
         self.pyramid = nn.ModuleList(
-            convolution(fused, channels)
+            convolution(inputs, channels)
             if rate == 1
             else nn.Sequential(
-                convolution(fused, fused, 3, rate, groups=fused), convolution(fused, channels)
+                convolution(inputs, inputs, 3, rate, groups=inputs), convolution(inputs, channels)
             )
             for rate in DILATIONS
         )
         self.bottleneck = convolution(channels * len(DILATIONS), channels, 3)
 
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """Embedding (N, channels, H / 4, W / 4) of features [(N, C_s, H / s, W / s)]."""
-        size = features[0].shape[-2:]
-        stages = torch.cat(
-            [
-                enlarge(embed(feature), size)
-                for embed, feature in zip(self.embeddings, features, strict=True)
-            ],
-            dim=1,
-        )
+    def forward(self, stages: Tensor) -> Tensor:
+        """(N, channels, h, w) of (N, inputs, h, w)."""
         return self.bottleneck(torch.cat([branch(stages) for branch in self.pyramid], dim=1))
+
+
+class LastStage(nn.Module):
+    """DeepLabV2 has no head but its classifier, which looks at the last feature map."""
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """The last of the features."""
+        return features[-1]
+
+
+class Classifier(nn.Module):
+    """Logits of an embedding: one 1x1 convolution, or DeepLabV2's sum of atrous ones.
+
+    Dropout is not a layer but an argument: `stochastic` takes masks of the embedding's channels, so
+    that what lies before runs once however many passes follow.
+    """
+
+    def __init__(
+        self, channels: int, num_classes: int, kernel: int = 1, dilations: tuple[int, ...] = (1,)
+    ) -> None:
+        """A classifier of embeddings with `channels`."""
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(channels, num_classes, kernel, padding=rate * (kernel // 2), dilation=rate)
+            for rate in dilations
+        )
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.01)
+            else:
+                nn.init.zeros_(parameter)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Logits (N, C, h, w) of an embedding (N, D, h, w), without dropout."""
+        return reduce(torch.add, (convolution(embedding) for convolution in self.convolutions))
+
+    def stochastic(self, embedding: Tensor, masks: Tensor) -> Tensor:
+        """Logits (K, N, C, h, w) in float32 of K stochastic passes.
+
+        Args:
+            embedding: (N, D, h, w).
+            masks: (K, N, D), factors of the channels: 0 where dropped, 1 / (1 - dropout) elsewhere.
+
+        Dropping channels before a convolution is dropping its weights, so that all passes of a
+        sample are one convolution with K times the classes.
+        """
+        with torch.autocast(embedding.device.type, enabled=False):
+            embedding = embedding.float()
+            return reduce(torch.add, (_masked(c, embedding, masks) for c in self.convolutions))
+
+
+def _masked(convolution: nn.Module, embedding: Tensor, masks: Tensor) -> Tensor:
+    """Logits (K, N, C, h, w) of a convolution whose weights are masked for each pass and sample."""
+    assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
+    bias = convolution.bias.view(1, 1, -1, 1, 1)
+    count, channels, height, width = embedding.shape
+    if convolution.kernel_size == (1, 1):  # one matrix product for all samples
+        weight = convolution.weight.view(1, 1, -1, channels)
+        weights = (weight * masks.transpose(0, 1).unsqueeze(2)).flatten(1, 2)
+        logits = torch.bmm(weights, embedding.flatten(2))
+        return logits.view(count, len(masks), -1, height, width).transpose(0, 1) + bias
+    samples = [
+        functional.conv2d(
+            sample.unsqueeze(0),
+            (convolution.weight * mask[:, None, :, None, None]).flatten(0, 1),
+            padding=convolution.padding,
+            dilation=convolution.dilation,
+        ).view(len(masks), -1, height, width)
+        for sample, mask in zip(embedding, masks.transpose(0, 1), strict=True)
+    ]
+    return torch.stack(samples, dim=1) + bias
 
 
 def enlarge(values: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:

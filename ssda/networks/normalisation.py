@@ -7,7 +7,7 @@ statistics that mix domains cost more than any loss brings. Networks without bat
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 
 import torch
@@ -35,10 +35,13 @@ def kept_statistics(network: nn.Module) -> Generator[None]:
 
 
 @torch.no_grad()
-def reestimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
+def reestimate_statistics(
+    network: nn.Module, batches: Iterable[Tensor], run: Callable[[Tensor], object]
+) -> None:
     """Replace the running statistics by the mean over batches of images (N, 3, H, W) in [0, 1].
 
-    No weight changes ("AdaBN", Li et al., 2017). The network's mode is the same afterwards.
+    `run` sends a batch through the network as training does. No weight changes ("AdaBN", Li et
+    al., 2017). The network's mode is the same afterwards.
     """
     layers = batch_normalisations(network)
     if not layers:
@@ -50,7 +53,7 @@ def reestimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None
         layer.momentum = None  # a cumulative mean over the batches
     network.train()
     for images in batches:
-        network(images)
+        run(images)
     network.train(training)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

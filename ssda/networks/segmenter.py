@@ -1,73 +1,216 @@
-"""The segmentation network: encoder, decode head, dropout, classifier."""
+"""The segmentation network: encoder, decode head, classifier; at one resolution or at two.
+
+With two resolutions (HRDA, Hoyer et al., ECCV 2022) the same network sees the whole image at half
+its size, the context, and a part of it at full size, the detail. An attention over classes and
+places, seen from the context, says how much the detail counts.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssda.networks.encoders import Encoder
-from ssda.networks.heads import DAFormerHead
+from ssda.networks.encoders import DILATED_STRIDE, STRIDES, Encoder
+from ssda.networks.heads import (
+    AtrousPyramid,
+    Classifier,
+    LastStage,
+    Pyramid,
+    StageFusion,
+    convolution,
+)
+from ssda.networks.windows import Corner, cut, draw_corners, fuse, halve, pad_to, slide
+from ssda.params import Model
+
+DEEPLAB_RATES = (6, 12)
+COARSEST = 32
+"""Images are continued to multiples of this (of its double with two resolutions): all grids fit."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a training pass gives.
+
+    Attributes:
+        logits: (K, N, C, h, w) float32 of K stochastic passes; fused where there are two
+            resolutions.
+        detail: (K, N, C, h / 2, w / 2) of the detail crops alone; None with one resolution.
+        corners: (y, x) of each image's detail crop, in pixels; empty with one resolution.
+        features: the encoder's maps; with two resolutions those of the context.
+    """
+
+    logits: Tensor
+    detail: Tensor | None
+    corners: list[Corner]
+    features: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of images, as evaluation and the teacher use it.
+
+    Attributes:
+        logits: (N, C, h, w) float32 without dropout; fused where there are two resolutions.
+        members: (K, N, C, h, w) float32 of K stochastic passes; K = 0 where none was asked for.
+        context: (N, C, h / 2, w / 2) of the context alone; None with one resolution.
+        detail: (N, C, h, w) of the details alone; None with one resolution.
+    """
+
+    logits: Tensor
+    members: Tensor
+    context: Tensor | None = None
+    detail: Tensor | None = None
 
 
 class Segmenter(nn.Module):
-    """Images (N, 3, H, W) in [0, 1] to logits (N, C, H / 4, W / 4).
+    """Images (N, 3, H, W) in [0, 1] to logits (N, C, H / s, W / s), s the attribute `stride`.
 
-    Dropout is not a layer but an argument: `classify` takes masks of the embedding's channels, so
-    that the trunk runs once however many stochastic passes follow. Training drops channels too;
-    passes with dropout are draws from a posterior only of a network that has learnt with it.
+    Training drops channels before the classifier too; passes with dropout are draws from a
+    posterior only of a network that has learnt with it. A mask is a draw of the network: with two
+    resolutions a pass drops the same channels in both.
     """
 
-    def __init__(self, encoder: str, channels: int, dropout: float, num_classes: int) -> None:
+    def __init__(self, model: Model, num_classes: int) -> None:
         """A network without weights; ValueError for an unknown encoder."""
         super().__init__()
-        self.dropout = dropout
-        self.encoder = Encoder(encoder)
-        self.head = DAFormerHead(self.encoder.channels, channels)
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        assert self.classifier.bias is not None
-        nn.init.zeros_(self.classifier.bias)
+        self.dropout = model.dropout
+        self.drop_path = model.drop_path
+        self.detail = None if model.detail is None else (model.detail[1], model.detail[0])
+        self.encoder = Encoder(model)
+        channels = self.encoder.channels
+        self.pyramid: Pyramid | None = None
+        if model.head == "daformer" and self.encoder.strides != list(STRIDES):
+            self.pyramid = Pyramid(channels)
+            channels = self.pyramid.channels
+        if model.head == "daformer":
+            self.stride = STRIDES[0]
+            self.width = model.channels
+            self.head: nn.Module = StageFusion(channels, self.width, AtrousPyramid)
+        else:
+            self.stride = DILATED_STRIDE
+            self.width = channels[-1]
+            self.head = LastStage()
+        self.classifier = _classifier(model, self.width, num_classes)
+        self.attention: nn.Module | None = None
+        if self.detail is not None:
+            seen = (
+                StageFusion(channels, self.width, convolution)
+                if model.head == "daformer"
+                else LastStage()
+            )
+            self.attention = nn.Sequential(seen, _classifier(model, self.width, num_classes))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, C, H / 4, W / 4) without dropout."""
-        return self.classifier(self.embed(images))
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.encoder.mean.device
 
-    def embed(self, images: Tensor) -> Tensor:
-        """What the classifier sees, (N, channels, H / 4, W / 4)."""
-        return self.head(self.encode(images))
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, C, H / s, W / s) without dropout."""
+        return self.predict(images).logits
+
+    def pad(self, images: Tensor) -> Tensor:
+        """Images continued at the right and the bottom until all grids fit them."""
+        return pad_to(images, COARSEST if self.detail is None else 2 * COARSEST)
 
     def encode(self, images: Tensor) -> list[Tensor]:
-        """Features of the encoder's four stages."""
+        """The encoder's four feature maps."""
         return self.encoder(images.contiguous(memory_format=torch.channels_last))
 
-    def classify(self, embedding: Tensor, masks: Tensor) -> Tensor:
-        """Logits (K, N, C, h, w) of K stochastic passes.
+    def embed(self, images: Tensor) -> Tensor:
+        """What the classifier sees of one view, (N, D, h, w)."""
+        return self._decode(self.encode(images))
+
+    def observe(self, images: Tensor, masks: Tensor, corners: list[Corner]) -> Views:
+        """K stochastic passes on one trunk, for training; all normalised as one batch.
 
         Args:
-            embedding: (N, D, h, w).
-            masks: (K, N, D), factors of the channels: 0 where dropped, 1 / (1 - dropout) elsewhere.
-
-        Dropping channels before a 1x1 convolution is dropping its weights, so that all passes are
-        one matrix product.
+            images: (N, 3, H, W); with two resolutions H and W are multiples of 64.
+            masks: (K, N, D), as `draw_masks` gives them.
+            corners: of the detail crops, which have half the sides of the images, as
+                `draw_corners` gives them; empty with one resolution.
         """
-        count, channels, height, width = embedding.shape
-        weight = self.classifier.weight.view(1, 1, -1, channels)
-        weights = (weight * masks.transpose(0, 1).unsqueeze(2)).flatten(1, 2)
-        logits = torch.bmm(weights.to(embedding.dtype), embedding.flatten(2))
-        logits = logits.view(count, len(masks), -1, height, width).transpose(0, 1)
-        assert self.classifier.bias is not None
-        return logits + self.classifier.bias.view(1, 1, -1, 1, 1)
+        if self.attention is None:
+            features = self.encode(images)
+            logits = self.classifier.stochastic(self._decode(features), masks)
+            return Views(logits, None, corners, features)
+        count = len(images)
+        context = halve(images)
+        detail = cut(images, corners, (context.shape[-2], context.shape[-1]))
+        features = self.encode(torch.cat([context, detail]))
+        embedding = self._decode(features)
+        own = [feature[:count] for feature in features]
+        logits = self.classifier.stochastic(embedding, masks.repeat(1, 2, 1))
+        low, high = logits.split(count, dim=1)
+        cells = [(y // self.stride, x // self.stride) for y, x in corners]
+        return Views(fuse(low, high, self._attend(own), cells), high, corners, own)
 
-    def classify_once(self, embedding: Tensor, generators: list[np.random.Generator]) -> Tensor:
-        """Logits (N, C, h, w) of one stochastic pass, as training takes them."""
-        return self.classify(embedding, self.draw_masks(1, generators))[0]
+    def predict(self, images: Tensor, masks: Tensor | None = None) -> Prediction:
+        """What the network says of images of any size; the details slide over them by half.
+
+        Args:
+            images: (N, 3, H, W).
+            masks: (K, N, D) for K stochastic passes beside the one without dropout.
+        """
+        size = [-(-side // self.stride) for side in images.shape[-2:]]
+        images = self.pad(images)
+        if self.detail is None:
+            logits = self._logits(self.embed(images), masks)
+            logits = logits[..., : size[0], : size[1]]
+            return Prediction(logits[0], logits[1:])
+        features = self.encode(halve(images))
+        low = self._logits(self._decode(features), masks)
+        window = (min(self.detail[0], images.shape[-2]), min(self.detail[1], images.shape[-1]))
+
+        def see(crops: Tensor) -> Tensor:
+            repeated = masks.repeat(1, len(crops) // len(images), 1) if masks is not None else None
+            return self._logits(self.embed(crops), repeated)
+
+        # As many windows as training sees pixels: what it can hold with gradients is no risk here.
+        pixels = images.shape[-2] * images.shape[-1]
+        per_pass = max(1, pixels // (2 * window[0] * window[1]))
+        step = (window[0] // 2, window[1] // 2)
+        high = slide(images, window, step, per_pass, see)
+        fused = fuse(low, high, self._attend(features))[..., : size[0], : size[1]]
+        return Prediction(fused[0], fused[1:], low[0], high[0])
 
     def draw_masks(self, passes: int, generators: list[np.random.Generator]) -> Tensor:
-        """Dropout masks (K, N, D) for `classify`, a generator a sample; on the network's device."""
+        """Dropout masks (K, N, D), a generator a sample; on the network's device."""
         keep = 1.0 - self.dropout
-        channels = self.classifier.in_channels
-        drawn = np.stack([rng.random((passes, channels)) < keep for rng in generators], axis=1)
-        masks = torch.from_numpy(drawn.astype(np.float32) / keep)
-        return masks.to(self.classifier.weight.device)
+        drawn = np.stack([rng.random((passes, self.width)) < keep for rng in generators], axis=1)
+        return torch.from_numpy(drawn.astype(np.float32) / keep).to(self.device)
+
+    def draw_corners(
+        self, size: tuple[int, ...], generators: list[np.random.Generator]
+    ) -> list[Corner]:
+        """A detail crop for each image of `size`, on both grids; none with one resolution."""
+        if self.detail is None:
+            return []
+        return draw_corners(size, (size[0] // 2, size[1] // 2), 2 * self.stride, generators)
+
+    def _decode(self, features: list[Tensor]) -> Tensor:
+        return self.head(self._levels(features))
+
+    def _levels(self, features: list[Tensor]) -> list[Tensor]:
+        return features if self.pyramid is None else self.pyramid(features)
+
+    def _attend(self, features: list[Tensor]) -> Tensor:
+        assert self.attention is not None
+        return self.attention(self._levels(features)).float().sigmoid()
+
+    def _logits(self, embedding: Tensor, masks: Tensor | None) -> Tensor:
+        """(1 + K, N, C, h, w): without dropout, then with each mask."""
+        plain = self.classifier(embedding).float().unsqueeze(0)
+        if masks is None:
+            return plain
+        return torch.cat([plain, self.classifier.stochastic(embedding, masks)])
+
+
+def _classifier(model: Model, channels: int, num_classes: int) -> Classifier:
+    if model.head == "daformer":
+        return Classifier(channels, num_classes)
+    return Classifier(channels, num_classes, kernel=3, dilations=DEEPLAB_RATES)

@@ -3,7 +3,7 @@ import torch
 
 from ssda.engine.training import check_finite, create_optimiser, learning_rate_factor, train
 from ssda.networks.segmenter import Segmenter
-from tests.conftest import make_params
+from tests.conftest import make_model, make_params
 
 
 def test_learning_rate_of_the_released_schedule() -> None:
@@ -17,7 +17,7 @@ def test_learning_rate_of_the_released_schedule() -> None:
 
 def small_network() -> Segmenter:
     torch.manual_seed(0)
-    return Segmenter("tf_efficientnet_lite0", 8, 0.1, 3).train()
+    return Segmenter(make_model({"model.channels": 8}), 3).train()
 
 
 def test_the_head_learns_faster_than_the_encoder() -> None:
@@ -26,11 +26,29 @@ def test_the_head_learns_faster_than_the_encoder() -> None:
     groups = create_optimiser(network, settings).param_groups
     assert groups[1]["lr"] == pytest.approx(7 * groups[0]["lr"])
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+    assert {group["weight_decay"] for group in groups} == {settings.weight_decay}
+
+
+def test_groups_of_a_transformer_have_their_own_rates_and_decay() -> None:
+    network = Segmenter(make_model({"model.encoder": "vit_tiny_patch16_224"}), 3)
+    overrides = {"adapt.optimiser.layer_decay": 0.5, "adapt.optimiser.learning_rate": 1e-4}
+    settings = make_params(overrides | {"adapt.optimiser.head_factor": 10}).adapt.optimiser
+    group_of = {
+        id(value): group
+        for group in create_optimiser(network, settings).param_groups
+        for value in group["params"]
+    }
+    blocks = network.encoder.network.model.blocks
+    assert group_of[id(blocks[11].mlp.fc1.weight)]["lr"] == pytest.approx(1e-4)
+    assert group_of[id(blocks[9].mlp.fc1.weight)]["lr"] == pytest.approx(0.25e-4)
+    assert group_of[id(blocks[9].norm1.weight)]["weight_decay"] == 0.0
+    assert group_of[id(network.classifier.convolutions[0].weight)]["lr"] == pytest.approx(1e-3)
+    assert len(group_of) == len(list(network.parameters()))
 
 
 def test_training_changes_weights_and_tells_each_step() -> None:
     network = small_network()
-    before = network.classifier.weight.detach().clone()
+    before = network.classifier.convolutions[0].weight.detach().clone()
     updates: list[int] = []
 
     def add_gradients(batch: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
@@ -51,7 +69,7 @@ def test_training_changes_weights_and_tells_each_step() -> None:
     assert [record.step for record in records] == updates == [0, 1, 2]
     assert records[2].learning_rate == pytest.approx(records[0].learning_rate / 3)
     assert records[0].scalars().keys() == {"loss_square"}
-    assert not torch.equal(before, network.classifier.weight)
+    assert not torch.equal(before, network.classifier.convolutions[0].weight)
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_name() -> None:

@@ -11,12 +11,13 @@ from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.labels import CITYSCAPES, IGNORE
 from ssda.method import adaptation
 from ssda.method.adaptation import Networks, Task, guide, joint_step
-from ssda.method.source import frozen_encoder
+from ssda.method.source import frozen_encoder, stochastic_pass
 from ssda.method.subdomains import keep_ratios
 from ssda.method.teacher import create_teacher, update_teacher
-from ssda.networks.normalisation import batch_normalisations
+from ssda.networks.normalisation import batch_normalisations, reestimate_statistics
 from ssda.networks.segmenter import Segmenter
-from tests.conftest import make_params
+from ssda.randomness import generators
+from tests.conftest import make_model, make_params
 
 OFF = {
     "adapt.losses.mix": 0.0,
@@ -28,19 +29,27 @@ OFF = {
 CLASSES = CITYSCAPES.num_classes
 
 
-@pytest.fixture(scope="module")
-def network() -> Segmenter:
+SMALL = {"model.channels": 16, "model.dropout": 0.3, "images.crop": [128, 64]}
+RESOLUTIONS = {"one resolution": SMALL, "two resolutions": SMALL | {"model.detail": [64, 32]}}
+
+
+@pytest.fixture(scope="module", params=RESOLUTIONS)
+def network(request: pytest.FixtureRequest) -> Segmenter:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    network = Segmenter("tf_efficientnet_lite0", 16, 0.3, CLASSES)
-    torch.nn.init.normal_(network.classifier.weight, std=1.0)
-    with torch.no_grad():  # running statistics that fit, so that the teacher says something
-        for layer in batch_normalisations(network):
-            layer.momentum = None
-        network.train()(torch.rand(4, 3, 64, 96))
-        for layer in batch_normalisations(network):
-            layer.momentum = 0.1
+    network = Segmenter(make_model(RESOLUTIONS[request.param]), CLASSES)
+    torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=1.0)
+    network.train()
+    # running statistics that fit, so that the teacher says something
+    reestimate_statistics(network, [torch.rand(4, 3, 64, 128)], lambda images: see(network, images))
     return network
+
+
+def see(network: Segmenter, images: torch.Tensor) -> None:
+    draws = generators(0, "test", 0, len(images))
+    network.observe(
+        images, network.draw_masks(1, draws), network.draw_corners(images.shape[-2:], draws)
+    )
 
 
 @pytest.fixture
@@ -54,12 +63,12 @@ def networks(network: Segmenter) -> Iterator[Networks]:
 
 def batches() -> tuple[SourceBatch, TargetBatch]:
     generator = torch.Generator().manual_seed(1)
-    blocks = torch.randint(0, CLASSES, (2, 2, 3), generator=generator)
+    blocks = torch.randint(0, CLASSES, (2, 2, 4), generator=generator)
     labels = blocks.repeat_interleave(32, 1).repeat_interleave(32, 2)
     labels[:, :2] = IGNORE
-    counted = torch.ones(2, 64, 96, dtype=torch.bool)
+    counted = torch.ones(2, 64, 128, dtype=torch.bool)
     counted[:, -8:] = False
-    images = torch.rand(2, 2, 3, 64, 96, generator=generator)
+    images = torch.rand(2, 2, 3, 64, 128, generator=generator)
     return SourceBatch(images[0], labels), TargetBatch(images[1], counted)
 
 
@@ -147,8 +156,11 @@ def test_the_draws_of_a_step_depend_on_the_step_alone(networks: Networks) -> Non
     assert not torch.allclose(first, other)
 
 
-def test_training_drops_channels(networks: Networks) -> None:
-    """The source's gradient has no random draw but dropout."""
+def test_training_drops_channels(networks: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source's gradient has no random draw but dropout and the detail crops."""
+    if networks.student.detail is not None:
+        fixed = [(0, 16), (32, 64)]
+        monkeypatch.setattr(networks.student, "draw_corners", lambda *_: fixed)
     alone = Networks(networks.student, networks.teacher, None)
     first, other = (step_gradient(alone, OFF, step) for step in (0, 1))
     assert not torch.allclose(first, other)
@@ -162,8 +174,9 @@ def test_only_the_target_pass_moves_the_running_statistics(networks: Networks) -
     layer = batch_normalisations(student)[0]
     before = layer.running_mean.clone()
     expected = copy.deepcopy(student)
+    draws = generators(0, "target dropout", 0, 2)
     with torch.no_grad():
-        expected(target.images)
+        stochastic_pass(expected, target.images, 2, draws)
     plain = {"adapt.augmentation.jitter_target": False}
     joint_step(networks, source, target, make_task(plain), 0)
     for own, wanted in zip(

@@ -26,7 +26,7 @@ def test_reestimated_statistics_are_the_mean_over_the_batches() -> None:
     network = small_network().eval()
     batches = list(torch.rand(3, 4, 3, 8, 8) * 3)
     weights = network[0].weight.clone()
-    reestimate_statistics(network, batches)
+    reestimate_statistics(network, batches, network)
     layer = network[1]
     assert isinstance(layer, nn.BatchNorm2d)
     outputs = [network[0](batch) for batch in batches]
@@ -41,4 +41,4 @@ def test_reestimated_statistics_are_the_mean_over_the_batches() -> None:
 
 def test_networks_without_batch_normalisation_are_left_alone() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(1, 4))
-    reestimate_statistics(network, [])
+    reestimate_statistics(network, [], network)

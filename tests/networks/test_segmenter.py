@@ -1,31 +1,31 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from ssda.networks.encoders import Encoder, load_imagenet_weights
-from ssda.networks.heads import DAFormerHead
 from ssda.networks.segmenter import Segmenter
+from ssda.networks.windows import halve
+from tests.conftest import make_model
 
 
 @pytest.fixture(scope="module")
 def network() -> Segmenter:
     torch.manual_seed(0)
-    return Segmenter("tf_efficientnet_lite0", 16, 0.5, 19).eval()
+    return Segmenter(make_model({"model.channels": 16, "model.dropout": 0.5}), 19).eval()
 
 
 def test_logits_have_a_quarter_of_the_size(network: Segmenter) -> None:
     assert network(torch.rand(2, 3, 64, 96)).shape == (2, 19, 16, 24)
 
 
-def test_stochastic_passes_equal_dropping_the_embedding(network: Segmenter) -> None:
-    embedding = torch.rand(2, 16, 4, 6)
-    masks = network.draw_masks(3, [np.random.default_rng(i) for i in range(2)])
-    logits = network.classify(embedding, masks)
-    for k in range(3):
-        dropped = embedding * masks[k].view(2, 16, 1, 1)
-        torch.testing.assert_close(logits[k], network.classifier(dropped))
-    assert not torch.allclose(logits[0], logits[1])
+def test_logits_of_any_size_are_those_of_the_continued_image(network: Segmenter) -> None:
+    images = torch.rand(1, 3, 50, 77)
+    with torch.no_grad():
+        logits = network(images)
+        assert logits.shape == (1, 19, 13, 20)
+        whole = network(torch.nn.functional.pad(images, (0, 19, 0, 14), mode="replicate"))
+    torch.testing.assert_close(logits, whole[..., :13, :20])
 
 
 def test_masks_drop_the_given_share_and_keep_the_mean(network: Segmenter) -> None:
@@ -40,56 +40,87 @@ def test_masks_depend_on_the_sample_alone(network: Segmenter) -> None:
     assert torch.equal(alone[:, 0], among[:, 1])
 
 
-def test_images_are_normalised_inside(network: Segmenter) -> None:
-    images = torch.rand(1, 3, 64, 64)
-    outside = network.encoder.network((images - 0.5) / 0.5)
-    torch.testing.assert_close(network.encoder(images)[0], outside[0])
+@pytest.fixture(scope="module")
+def double() -> Segmenter:
+    """Two resolutions, crops of 128 x 128."""
+    torch.manual_seed(0)
+    network = Segmenter(make_model(DOUBLE), 5)
+    torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=1.0)
+    return network.eval()
 
 
-def test_head_has_the_parameters_of_its_description() -> None:
-    channels, stages = 8, [4, 5, 6, 7]
-    fused = 4 * channels
-    embeddings = sum(c * channels + channels for c in stages)
-    norm = 2
-    pyramid = fused * channels + norm * channels
-    pyramid += 3 * (9 * fused + norm * fused + fused * channels + norm * channels)
-    bottleneck = 9 * fused * channels + norm * channels
-    head = DAFormerHead(stages, channels)
-    count = sum(p.numel() for p in head.parameters())
-    assert count == embeddings + pyramid + bottleneck
+DOUBLE = {
+    "model.channels": 16,
+    "model.dropout": 0.5,
+    "model.detail": [64, 64],
+    "images.crop": [128, 128],
+}
 
 
-def test_imagenet_weights_are_in_the_encoder() -> None:
-    """A pretrained first layer has structure; its filters are far from a random draw."""
-    encoder = Encoder("tf_efficientnet_lite0")
-    before = encoder.network.conv_stem.weight.clone()
-    load_imagenet_weights(encoder, "tf_efficientnet_lite0", None)
-    weight = encoder.network.conv_stem.weight
-    assert not torch.equal(before, weight)
-    assert encoder.network.bn1.running_mean.abs().sum() > 0
-    assert isinstance(encoder.network.bn1, nn.BatchNorm2d)
+def test_two_resolutions_see_what_each_view_says_alone(double: Segmenter) -> None:
+    images = torch.rand(2, 3, 128, 128)
+    masks = double.draw_masks(2, [np.random.default_rng(i) for i in range(2)])
+    corners = [(0, 16), (64, 40)]
+    with torch.no_grad():
+        views = double.observe(images, masks, corners)
+        assert views.detail is not None and views.logits.shape == (2, 2, 5, 32, 32)
+        for i, (y, x) in enumerate(corners):
+            crop = images[i : i + 1, :, y : y + 64, x : x + 64]
+            alone = double.classifier.stochastic(double.embed(crop), masks[:, i : i + 1])
+            torch.testing.assert_close(views.detail[:, i : i + 1], alone)
+        context = double.encode(halve(images))
+        torch.testing.assert_close(views.features[3], context[3])
+        low = double.classifier.stochastic(double.embed(halve(images)), masks)
+        outside = torch.nn.functional.interpolate(low[0], scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(views.logits[0, 0, :, 20:], outside[0, :, 20:])
+    assert not torch.allclose(views.logits[0, 0, :, :16, 4:20], outside[0, :, :16, 4:20])
 
 
-@pytest.mark.parametrize("name", ["no_such_encoder", "vit_tiny_patch16_224"])
-def test_an_encoder_that_does_not_fit_is_named(name: str) -> None:
-    with pytest.raises(ValueError, match=f"model.encoder = '{name}'"):
-        Encoder(name)
+def test_prediction_slides_the_detail_by_half(double: Segmenter) -> None:
+    """Written out window by window, one image at a time, one window a pass."""
+    images = torch.rand(2, 3, 128, 192)
+    masks = double.draw_masks(2, [np.random.default_rng(i) for i in range(2)])
+    with torch.no_grad():
+        prediction = double.predict(images, masks)
+        assert prediction.detail is not None
+        total, count = torch.zeros(2, 5, 32, 48), torch.zeros(32, 48)
+        for y in range(0, 65, 32):
+            for x in range(0, 129, 32):
+                crop = double.classifier(double.embed(images[..., y : y + 64, x : x + 64]))
+                total[..., y // 4 : y // 4 + 16, x // 4 : x // 4 + 16] += crop
+                count[y // 4 : y // 4 + 16, x // 4 : x // 4 + 16] += 1
+        torch.testing.assert_close(prediction.detail, total / count, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(prediction.logits, double(images), rtol=1e-4, atol=1e-4)
+    assert prediction.members.shape == (2, 2, 5, 32, 48)
+    assert not torch.allclose(prediction.members[0], prediction.members[1])
+    assert prediction.context is not None and prediction.context.shape == (2, 5, 16, 24)
 
 
-def test_weights_that_do_not_fit_are_named(tmp_path) -> None:
-    from safetensors.torch import save_file
+def test_two_resolutions_label_images_of_any_size(double: Segmenter) -> None:
+    with torch.no_grad():
+        assert double(torch.rand(1, 3, 50, 150)).shape == (1, 5, 13, 38)
 
-    encoder = Encoder("tf_efficientnet_lite0")
-    path = tmp_path / "other.safetensors"
-    with pytest.raises(ValueError, match="no such file"):
-        load_imagenet_weights(encoder, "tf_efficientnet_lite0", str(path))
-    save_file({"conv_stem.weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="no tensor"):
-        load_imagenet_weights(encoder, "tf_efficientnet_lite0", str(path))
-    state = {k: v.clone() for k, v in encoder.network.state_dict().items()}
-    save_file(state | {"conv_stem.weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match=r"conv_stem\.weight has shape"):
-        load_imagenet_weights(encoder, "tf_efficientnet_lite0", str(path))
-    path.write_bytes(b"no weights")
-    with pytest.raises(ValueError, match="cannot be read"):
-        load_imagenet_weights(encoder, "tf_efficientnet_lite0", str(path))
+
+def test_both_views_are_normalised_as_one_batch(double: Segmenter) -> None:
+    """The running statistics, which serve both at inference, are those of context and detail."""
+    network = copy.deepcopy(double).train()
+    images, corners = torch.rand(2, 3, 128, 128), [(0, 16), (64, 40)]
+    first = network.encoder.network.bn1
+    seen: list[torch.Tensor] = []
+    first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    before = first.running_mean.clone()
+    network.observe(images, network.draw_masks(1, [np.random.default_rng(0)] * 2), corners)
+    assert len(seen) == 1 and len(seen[0]) == 4
+    expected = 0.9 * before + 0.1 * seen[0].mean((0, 2, 3))
+    torch.testing.assert_close(first.running_mean, expected)
+
+
+def test_a_pass_drops_the_same_channels_in_both_views(double: Segmenter) -> None:
+    corners = double.draw_corners((128, 128), [np.random.default_rng(0)] * 2)
+    images = torch.rand(2, 3, 128, 128)
+    with torch.no_grad():
+        views = double.observe(images, torch.zeros(1, 2, 16), corners)
+    assert views.detail is not None
+    bias = double.classifier.convolutions[0].bias.view(5, 1, 1)
+    torch.testing.assert_close(views.detail[0, 0], bias.expand(5, 16, 16))
+    torch.testing.assert_close(views.logits[0, 0].mean((1, 2)), bias[:, 0, 0])

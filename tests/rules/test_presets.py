@@ -16,7 +16,7 @@ def test_every_preset_is_valid(path: Path) -> None:
     params = load_params(path)
     load_layout(params.source.layout)
     load_layout(params.target.layout)
-    Encoder(params.model.encoder)
+    Encoder(params.model)
     for size in (params.images.source_size, params.images.target_size):
         if size is not None:
             assert size[0] >= params.images.crop[0] and size[1] >= params.images.crop[1]

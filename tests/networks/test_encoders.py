@@ -1,0 +1,173 @@
+"""Encoders: feature maps, weights, parameter groups, published sizes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ssda.networks.encoders import Encoder, load_imagenet_weights
+from tests.conftest import make_model
+
+RAW = {
+    "resnet18d": {"model.head": "deeplabv2"},
+    "vit_small_patch16_dinov3": {"model.drop_path": 0.1},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "strides"),
+    [
+        ("tf_efficientnet_lite0", [4, 8, 16, 32]),
+        ("pvt_v2_b0", [4, 8, 16, 32]),
+        ("convnext_atto", [4, 8, 16, 32]),
+        ("mit_b0", [4, 8, 16, 32]),
+        ("resnet18d", [4, 8, 8, 8]),
+        ("vit_tiny_patch16_224", [16, 16, 16, 16]),
+        ("vit_small_patch14_dinov2", [16, 16, 16, 16]),
+        ("vit_small_patch16_dinov3", [16, 16, 16, 16]),
+    ],
+)
+def test_an_encoder_is_a_name(name: str, strides: list[int]) -> None:
+    encoder = Encoder(make_model({"model.encoder": name} | RAW.get(name, {}))).eval()
+    assert encoder.strides == strides
+    with torch.no_grad():
+        features = encoder(torch.rand(1, 3, 64, 96))
+    expected = [(c, 64 // s, 96 // s) for c, s in zip(encoder.channels, strides, strict=True)]
+    assert [tuple(f.shape[1:]) for f in features] == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model.encoder": "no_such_encoder"}, "no_such_encoder"),
+        ({"model.encoder": "swin_tiny_patch4_window7_224"}, "channels last"),
+        ({"model.encoder": "pvt_v2_b0", "model.head": "deeplabv2"}, "deeplabv2"),
+        ({"model.encoder": "mit_b0", "model.head": "deeplabv2"}, "cannot be dilated to stride 8"),
+        ({"model.encoder": "mit_b0", "model.checkpointing": True}, "checkpointing = True"),
+    ],
+)
+def test_an_encoder_that_cannot_be_is_told(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Encoder(make_model(overrides))
+
+
+def test_published_sizes() -> None:
+    """MiT-B5's encoder has 81.4 M parameters (SegFormer, table 6), ResNet-101 v1c 42.5 M without
+    its classifier: torchvision's 44.55 M less 2.05 M, and a deep stem."""
+    torchvision_resnet, classifier, stem = 44_549_160, 2048 * 1000 + 1000, 7 * 7 * 3 * 64
+    deep_stem = 9 * (3 * 32 + 32 * 32 + 32 * 64) + 2 * (32 + 32)
+    with torch.device("meta"):
+        resnet = Encoder(make_model({"model.encoder": "resnet101c", "model.head": "deeplabv2"}))
+    count = sum(p.numel() for p in resnet.network.parameters())
+    assert count == torchvision_resnet - classifier - stem + deep_stem
+    mit = Encoder(make_model({"model.encoder": "mit_b5"}))
+    assert round(sum(p.numel() for p in mit.network.parameters()) / 1e6, 1) == 81.4
+    assert mit.channels == [64, 128, 320, 512]
+
+
+def test_images_are_normalised_inside() -> None:
+    encoder = Encoder(make_model()).eval()
+    images = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(encoder(images)[0], encoder.network((images - 0.5) / 0.5)[0])
+
+
+def test_imagenet_weights_are_in_the_encoder() -> None:
+    model = make_model()
+    encoder = Encoder(model)
+    before = encoder.network.conv_stem.weight.clone()
+    load_imagenet_weights(encoder, model)
+    assert not torch.equal(before, encoder.network.conv_stem.weight)
+    assert encoder.network.bn1.running_mean.abs().sum() > 0
+    assert isinstance(encoder.network.bn1, nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "convnext_atto", "vit_tiny_patch16_224", "mit_b0"])
+def test_weights_of_a_file_are_in_the_encoder(tmp_path: Path, name: str) -> None:
+    """Every family keeps other names; the file holds the whole network, classifier included."""
+    path = tmp_path / "weights.safetensors"
+    if name == "mit_b0":
+        state = Encoder(make_model({"model.encoder": name})).network.network.state_dict()
+        state |= {"head.weight": torch.zeros(1), "head.bias": torch.zeros(1)}
+    else:
+        state = timm.create_model(name, pretrained=False).state_dict()
+    save_file({key: value.clone() for key, value in state.items()}, path)
+    model = make_model({"model.encoder": name, "model.weights": str(path)})
+    encoder = Encoder(model)
+    load_imagenet_weights(encoder, model)
+    known = {value.double().sum().item() for value in state.values()}
+    for key, value in encoder.network.state_dict().items():
+        assert value.double().sum().item() in known, key
+
+
+def test_patches_of_14_pixels_are_resampled(tmp_path: Path) -> None:
+    name, path = "vit_small_patch14_dinov2", tmp_path / "weights.pth"
+    whole = timm.create_model(name, pretrained=False)
+    nn.init.ones_(whole.patch_embed.proj.weight)
+    torch.save(whole.state_dict(), path)
+    model = make_model({"model.encoder": name, "model.weights": str(path)})
+    encoder = Encoder(model)
+    load_imagenet_weights(encoder, model)
+    patches = encoder.network.model.patch_embed.proj.weight
+    assert patches.shape[-2:] == (16, 16)
+    torch.testing.assert_close(
+        patches.sum((1, 2, 3)), torch.full((384,), 3 * 14.0**2), rtol=0.05, atol=0
+    )
+    block = encoder.network.model.blocks[11].mlp.fc1.weight
+    assert torch.equal(block, whole.blocks[11].mlp.fc1.weight)
+
+
+def test_weights_that_do_not_fit_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    model = make_model({"model.weights": str(path)})
+    encoder = Encoder(model)
+    with pytest.raises(ValueError, match="no such file"):
+        load_imagenet_weights(encoder, model)
+    save_file({"conv_stem.weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="does not fit encoder 'tf_efficientnet_lite0'"):
+        load_imagenet_weights(encoder, model)
+    state = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    save_file({k: v.clone() for k, v in state.items()} | {"bn1.weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"does not fit encoder .*bn1\.weight"):
+        load_imagenet_weights(encoder, model)
+    path.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_imagenet_weights(encoder, model)
+
+
+def test_layers_learn_slower_the_deeper_and_position_terms_do_not_decay() -> None:
+    encoder = Encoder(make_model({"model.encoder": "vit_tiny_patch16_224"}))
+    names = {id(value): name for name, value in encoder.named_parameters()}
+    seen: dict[str, tuple[float, bool]] = {}
+    for factor, decays, values in encoder.parameter_groups(0.9):
+        seen |= {
+            names[id(value)].removeprefix("network.model."): (factor, decays) for value in values
+        }
+    assert len(seen) == len(names)
+    assert seen["blocks.11.mlp.fc1.weight"] == (1.0, True)
+    assert seen["blocks.10.mlp.fc1.weight"] == (0.9, True)
+    assert seen["blocks.0.norm1.weight"] == (pytest.approx(0.9**11), False)
+    assert seen["patch_embed.proj.weight"] == (pytest.approx(0.9**12), True)
+    assert seen["pos_embed"] == seen["cls_token"] == (pytest.approx(0.9**12), False)
+
+
+def test_networks_with_batch_normalisation_decay_as_a_whole() -> None:
+    encoder = Encoder(make_model())
+    [(factor, decays, values)] = encoder.parameter_groups(1.0)
+    assert (factor, decays, len(values)) == (1.0, True, len(list(encoder.parameters())))
+    with pytest.raises(ValueError, match=r"layer_decay = 0\.9: must be 1"):
+        encoder.parameter_groups(0.9)
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    gradients: list[torch.Tensor] = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        overrides = {"model.encoder": "vit_tiny_patch16_224", "model.checkpointing": checkpointing}
+        encoder = Encoder(make_model(overrides)).train()
+        encoder(torch.linspace(0, 1, 3 * 32 * 32).view(1, 3, 32, 32))[-1].square().mean().backward()
+        gradients.append(encoder.network.model.patch_embed.proj.weight.grad)
+    torch.testing.assert_close(*gradients)
