@@ -31,7 +31,7 @@ import torch
 from benchmarks.label_free import label_free_indicators
 from benchmarks.streets import FOLDER, Streets, parameters, streets
 from benchmarks.variants import SETTINGS, VARIANTS, Variant
-from ssda.datasets.index import Index
+from ssda.datasets.index import Index, class_frequencies
 from ssda.datasets.loading import EvaluationSamples
 from ssda.engine.adapting import adapt_steps, start_networks, use_target_statistics
 from ssda.engine.checkpoints import load_network, save_network
@@ -217,13 +217,13 @@ def _run(task: tuple[Job, Streets, int]) -> Result:
             use_target_statistics(network, data.target, params)
         elif training == "adapt":
             networks = start_networks(network, data.target, params)
-            for _ in adapt_steps(networks, data.source, data.target, params, CITYSCAPES):
+            for _ in adapt_steps(networks, [data.source], data.target, params, CITYSCAPES):
                 pass
             network = networks.teacher
     network.eval()
     path = network_path(job.setting, job.difficulty, job.variant, job.random_state)
     save_network(path, network, params.model, CITYSCAPES)
-    frequencies = torch.from_numpy(data.source.class_frequencies).float()
+    frequencies = torch.from_numpy(class_frequencies([data.source])).float()
     indicators = label_free_indicators(network, data.target, frequencies, params)
     validation = scored(network, data.validation, params)
     test = scored(network, data.report, params)
@@ -247,7 +247,7 @@ def trained(params: Params, index: Index, steps: int) -> Segmenter:
     params = params.model_copy(update={"pretrain": pretrain})
     network = imagenet_network(params, CITYSCAPES.num_classes)
     network.to(pick_device(params.runtime.device))
-    for _ in pretrain_steps(network, index, params):
+    for _ in pretrain_steps(network, [index], params):
         pass
     return network
 

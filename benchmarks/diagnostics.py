@@ -22,7 +22,7 @@ from benchmarks.ablation import job, network_path
 from benchmarks.streets import Streets, streets
 from benchmarks.variants import SETTINGS, VARIANTS
 from ssda.datasets.batches import SourceBatch, TargetBatch
-from ssda.datasets.index import Index
+from ssda.datasets.index import Index, class_frequencies
 from ssda.datasets.loading import EvaluationSamples, SourceSamples, counted_pixels, source_batches
 from ssda.engine.checkpoints import load_network
 from ssda.engine.evaluation import batches
@@ -171,7 +171,7 @@ def main() -> None:
     full = job(arguments.setting, arguments.difficulty, "full", arguments.state, data.digest)
     params = full.params
     ratios = keep_ratios(
-        torch.from_numpy(data.source.class_frequencies), beta=params.adapt.uncertainty.beta
+        torch.from_numpy(class_frequencies([data.source])), beta=params.adapt.uncertainty.beta
     )
     views = {
         name: look(network, data.labelled, params, arguments.batches)
@@ -421,7 +421,7 @@ def gradients(
     load_imagenet_weights(encoder, params.model)
     networks = Networks(student, teacher, frozen_encoder(encoder))
     samples = SourceSamples(
-        data.source, params.images, params.sampling, params.random_state, "diagnostics"
+        [data.source], params.images, params.sampling, params.random_state, "diagnostics"
     )
     sources = source_batches(samples, range(count), params.adapt.batch_size, 0)
     targets = batches(EvaluationSamples(data.labelled, None), params.adapt.batch_size)

@@ -78,7 +78,7 @@ def parameters(changes: dict[str, Any], difficulty: float, random_state: int) ->
     values = read_yaml(Path("params.yaml"))
     raw = FOLDER / f"streets-{difficulty:g}/raw"
     fixed = {
-        "source.root": str(raw / "game"),
+        "sources.game.root": str(raw / "game"),
         "target.root": str(raw / "city"),
         "random_state": random_state,
         "runtime.workers": 0,

@@ -7,7 +7,7 @@ from pipeline.paths import (
     ADAPTED,
     METRICS,
     PRETRAINED,
-    SOURCE_TRAIN,
+    SOURCES,
     STUDENT,
     TARGET_TRAIN,
     TARGET_VALIDATION,
@@ -22,7 +22,7 @@ def adapt(params: Params) -> None:
     """
     from pipeline.report import follow
     from pipeline.tracking import register_model, stage_run
-    from ssda.datasets.index import check_raw_files, read_index
+    from ssda.datasets.index import check_raw_files, read_index, read_sources
     from ssda.engine.adapting import adapt_steps, start_networks
     from ssda.engine.checkpoints import load_network, save_network
     from ssda.engine.device import pick_device
@@ -30,11 +30,11 @@ def adapt(params: Params) -> None:
     from ssda.files import write_json
 
     device = pick_device(params.runtime.device)
-    source = read_index(SOURCE_TRAIN)
+    sources = read_sources(SOURCES)
     target = read_index(TARGET_TRAIN)
     validation = read_index(TARGET_VALIDATION)
-    check_raw_files(source)
-    check_raw_files(target)
+    for index in (*sources, target):
+        check_raw_files(index)
     student, space = load_network(PRETRAINED)
     networks = start_networks(student.to(device), target, params)
 
@@ -50,7 +50,7 @@ def adapt(params: Params) -> None:
         run.tag("device", device.type)
         settings = params.adapt
         follow(
-            adapt_steps(networks, source, target, params, space),
+            adapt_steps(networks, sources, target, params, space),
             settings.iterations,
             params,
             run,

@@ -14,11 +14,16 @@ def run(stage: Callable[[Params], object], description: str | None) -> None:
 
     With --debug the traceback is shown instead.
     """
+    arguments = parser(description).parse_args()
+    guard(lambda: stage(load_params(arguments.params)), debug=arguments.debug)
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that all stages have: --params and --debug."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--params", default="params.yaml", help="parameters (default: params.yaml)")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    arguments = parser.parse_args()
-    guard(lambda: stage(load_params(arguments.params)), debug=arguments.debug)
+    return parser
 
 
 def guard(work: Callable[[], object], *, debug: bool) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline import command
 from pipeline.inventory import raw_splits
 from pipeline.paths import CONVERTED, METRICS
 from ssda.datasets.conversion import convert_split, write_field_statistics
-from ssda.datasets.index import Index
+from ssda.datasets.index import Index, class_frequencies
 from ssda.files import write_json
 from ssda.params import Params
 
@@ -21,6 +22,7 @@ def convert(params: Params) -> dict[str, Any]:
     Raises ValueError that lists the files that cannot be converted.
     """
     metrics: dict[str, Any] = {}
+    sources: list[Index] = []
     unfinished = CONVERTED.with_name(CONVERTED.name + ".partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
@@ -31,31 +33,39 @@ def convert(params: Params) -> dict[str, Any]:
                 raw.split,
                 unfinished / raw.name,
                 with_labels=raw.with_labels,
+                size=raw.size,
                 space=raw.space,
                 progress=params.runtime.progress and sys.stderr.isatty(),
             )
-            domain, _, split = raw.name.partition("/")
-            metrics.setdefault(domain, {})[split] = summary(index, with_labels=raw.with_labels)
-            if domain == "source":
-                write_field_statistics(index, index.folder)
+            domain, _, name = raw.name.partition("/")
+            metrics.setdefault(domain, {})[name] = summary(index)
+            if domain == "sources":
+                sources.append(index)
+                write_field_statistics(index, unfinished / raw.name)
         shutil.rmtree(CONVERTED, ignore_errors=True)
         unfinished.rename(CONVERTED)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+    metrics["class_shares"] = class_shares(sources)
     write_json(METRICS / "convert.json", metrics)
     return metrics
 
 
-def summary(index: Index, *, with_labels: bool) -> dict[str, Any]:
+def summary(index: Index) -> dict[str, Any]:
     """Number of images and, for a labelled split, labels resized and the share of each class."""
-    if not with_labels:
-        return {"images": len(index.records)}
-    shares = zip(index.space.names, index.class_frequencies.tolist(), strict=True)
-    return {
-        "images": len(index.records),
+    facts: dict[str, Any] = {"images": len(index.records)}
+    if index.records[0].label is None:
+        return facts
+    return facts | {
         "labels_resized": index.labels_resized,
-        "class_shares": {name: round(share, 6) for name, share in shares},
+        "class_shares": class_shares([index]),
     }
+
+
+def class_shares(indexes: Sequence[Index]) -> dict[str, float]:
+    """The share of each class in the labelled pixels, by its name."""
+    shares = zip(indexes[0].space.names, class_frequencies(indexes).tolist(), strict=True)
+    return {name: round(share, 6) for name, share in shares}
 
 
 def main(params: Params) -> None:
@@ -64,11 +74,11 @@ def main(params: Params) -> None:
 
     with stage_run("convert", params) as run:
         metrics = convert(params)
-        for domain, splits in metrics.items():
-            for split, facts in splits.items():
-                run.metrics({f"{domain}.{split}.images": facts["images"]})
-        shares = metrics["source"]["train"]["class_shares"]
-        run.metrics({f"source.train.share.{name}": share for name, share in shares.items()})
+        for domain in ("sources", "target"):
+            for name, facts in metrics[domain].items():
+                run.metrics({f"{domain}.{name}.images": facts["images"]})
+        shares = metrics["class_shares"]
+        run.metrics({f"sources.share.{name}": share for name, share in shares.items()})
         run.artifact(METRICS / "convert.json")
 
 

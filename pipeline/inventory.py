@@ -1,5 +1,6 @@
-"""Stage inventory: names and sizes of the raw files, so that `convert` reruns when they change.
+"""Stage inventory: names and sizes of raw files, so that `convert` reruns when they change.
 
+One stage a source, since DVC joins each to what makes its raw set; each looks at the target too.
 Cheap enough to run at every `dvc repro`; no file is opened.
 """
 
@@ -16,7 +17,7 @@ from pipeline.paths import INVENTORY
 from ssda.datasets.layouts import Layout, check_classes, find_images, find_labels, load_layout
 from ssda.files import write_text
 from ssda.labels import LabelSpace, load_space
-from ssda.params import Params
+from ssda.params import Params, Size, Source, Target, load_params
 
 
 @dataclass(frozen=True)
@@ -24,26 +25,34 @@ class RawSplit:
     """A raw split that the pipeline reads."""
 
     name: str
-    """Where it goes below data/converted, such as `source/train`."""
+    """Where it goes below data/converted, such as `target/train`."""
     layout: Layout
     root: Path
     split: str
     space: LabelSpace
     with_labels: bool
+    size: Size | None
 
 
 def raw_splits(params: Params) -> list[RawSplit]:
-    """The four splits; labels of the target's training split are never read."""
-    source, target = params.source, params.target
+    """The sources and the target's splits; labels of its training split are never read.
+
+    Raises ValueError where a layout and the label space do not fit.
+    """
     space = load_space(params.labels)
-    game, city = load_layout(source.layout), load_layout(target.layout)
-    for layout in (game, city):
+
+    def split(name: str, raw: Source | Target, split: str, *, labelled: bool = True) -> RawSplit:
+        layout = load_layout(raw.layout)
         check_classes(layout, space, params.labels)
+        size = raw.size if isinstance(raw, Source) else None
+        return RawSplit(name, layout, Path(raw.root), split, space, labelled, size)
+
+    target = params.target
     return [
-        RawSplit("source/train", game, Path(source.root), source.split, space, True),
-        RawSplit("target/train", city, Path(target.root), target.train, space, False),
-        RawSplit("target/validation", city, Path(target.root), target.validation, space, True),
-        RawSplit("target/report", city, Path(target.root), target.report, space, True),
+        *(split(f"sources/{name}", raw, raw.split) for name, raw in params.sources.items()),
+        split("target/train", target, target.train, labelled=False),
+        split("target/validation", target, target.validation),
+        split("target/report", target, target.report),
     ]
 
 
@@ -67,13 +76,35 @@ def count_files(raw: RawSplit) -> dict[str, int | str]:
     return {"files": len(sizes), "bytes": sum(sizes.values()), "sha256": digest.hexdigest()}
 
 
-def inventory(params: Params) -> None:
-    """Write data/inventory.json, unless it says the same already."""
-    content = {raw.name: count_files(raw) for raw in raw_splits(params)}
+def inventory(params: Params, source: str) -> None:
+    """Write data/inventory/<source>.json for a source and the target, unless it says so already.
+
+    Inventories of sources that are no longer in the parameters are removed.
+
+    Raises ValueError for a source that is not in the parameters.
+    """
+    if source not in params.sources:
+        raise ValueError(f"source {source!r}: allowed are {', '.join(params.sources)}")
+    others = {f"sources/{name}" for name in params.sources} - {f"sources/{source}"}
+    content = {raw.name: count_files(raw) for raw in raw_splits(params) if raw.name not in others}
     text = json.dumps(content, indent=2) + "\n"
-    if not INVENTORY.exists() or INVENTORY.read_text(encoding="utf-8") != text:
-        write_text(INVENTORY, text)
+    path = INVENTORY / f"{source}.json"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+    for path in INVENTORY.glob("*.json"):
+        if path.stem not in params.sources:
+            path.unlink()
+
+
+def main() -> None:
+    """The command line: `python -m pipeline.inventory SOURCE`."""
+    parser = command.parser(__doc__)
+    parser.add_argument("source", help="a name in params.sources")
+    arguments = parser.parse_args()
+    command.guard(
+        lambda: inventory(load_params(arguments.params), arguments.source), debug=arguments.debug
+    )
 
 
 if __name__ == "__main__":
-    command.run(inventory, __doc__)
+    main()

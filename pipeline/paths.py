@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-INVENTORY = Path("data/inventory.json")
+INVENTORY = Path("data/inventory")
 CONVERTED = Path("data/converted")
-SOURCE_TRAIN = CONVERTED / "source/train"
+SOURCES = CONVERTED / "sources"
 TARGET_TRAIN = CONVERTED / "target/train"
 TARGET_VALIDATION = CONVERTED / "target/validation"
 TARGET_REPORT = CONVERTED / "target/report"

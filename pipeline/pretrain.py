@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline import command
-from pipeline.paths import METRICS, PRETRAINED, SOURCE_TRAIN, TARGET_VALIDATION
+from pipeline.paths import METRICS, PRETRAINED, SOURCES, TARGET_VALIDATION
 from ssda.params import Params
 
 
@@ -14,7 +14,7 @@ def pretrain(params: Params) -> None:
     """
     from pipeline.report import follow
     from pipeline.tracking import stage_run
-    from ssda.datasets.index import check_raw_files, read_index
+    from ssda.datasets.index import check_raw_files, read_index, read_sources
     from ssda.engine.checkpoints import save_network
     from ssda.engine.device import pick_device
     from ssda.engine.evaluation import validation_score
@@ -22,28 +22,30 @@ def pretrain(params: Params) -> None:
     from ssda.files import write_json
 
     device = pick_device(params.runtime.device)
-    source = read_index(SOURCE_TRAIN)
+    sources = read_sources(SOURCES)
     validation = read_index(TARGET_VALIDATION)
-    check_raw_files(source)
-    network = imagenet_network(params, source.space.num_classes).to(device)
+    for source in sources:
+        check_raw_files(source)
+    space = sources[0].space
+    network = imagenet_network(params, space.num_classes).to(device)
 
     def validate() -> dict[str, float | None]:
-        return {"validation_miou": validation_score(network, validation, params, source.space)}
+        return {"validation_miou": validation_score(network, validation, params, space)}
 
     with stage_run("pretrain", params) as run:
         run.tag("device", device.type)
         settings = params.pretrain
         follow(
-            pretrain_steps(network, source, params),
+            pretrain_steps(network, sources, params),
             settings.iterations,
             params,
             run,
-            source.space.names,
+            space.names,
             validate,
             settings.validate_every,
             METRICS / "pretrain",
         )
-        save_network(PRETRAINED, network, params.model, source.space)
+        save_network(PRETRAINED, network, params.model, space)
         metrics = {name: None if v is None else round(v, 3) for name, v in validate().items()}
         write_json(METRICS / "pretrain.json", metrics)
 

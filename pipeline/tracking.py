@@ -216,7 +216,8 @@ def sync(params: Params, workspace: Path) -> list[str]:
 def run_key(params: Params, workspace: Path) -> str:
     """A hash of params, code and inputs, then one of the experiment's name where it has one."""
     digest = hashlib.sha256(params.model_dump_json(exclude={"runtime"}).encode())
-    inputs = [workspace / "demo/params.yaml", workspace / "data/inventory.json"]
+    inventories = sorted((workspace / "data/inventory").glob("*.json"))
+    inputs = [workspace / "demo/params.yaml", *inventories]
     for path in [*_code(workspace), *inputs]:
         if path.is_file():
             digest.update(f"\n{path.relative_to(workspace).as_posix()}\n".encode())
@@ -230,7 +231,7 @@ def _code(workspace: Path) -> list[Path]:
     """The Python files that the stages of dvc.yaml depend on."""
     path = workspace / "dvc.yaml"
     stages = read_yaml(path)["stages"].values() if path.exists() else []
-    deps = [dep for stage in stages for dep in stage.get("deps", [])]
+    deps = [dep for stage in stages for dep in stage.get("do", stage).get("deps", [])]
     names = {dep if isinstance(dep, str) else next(iter(dep)) for dep in deps}
     return [workspace / name for name in sorted(names) if name.endswith(".py")]
 

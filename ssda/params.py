@@ -19,10 +19,11 @@ PositiveShare = Annotated[float, Field(gt=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 Size = tuple[PositiveCount, PositiveCount]
 Passes = Annotated[int, Field(ge=2)]
+SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]  # names a folder and a DVC stage
 
 
 class Source(Section):
-    """The labelled raw set."""
+    """A labelled raw set."""
 
     layout: str
     """Name of a layout, or path of a layout YAML."""
@@ -30,6 +31,8 @@ class Source(Section):
     """Folder of the raw set."""
     split: str
     """Split of the raw set."""
+    size: Size | None
+    """(width, height) that training resizes images to; None keeps them."""
     marker: str
     """A file below root, by which DVC joins the stage that makes the raw set."""
 
@@ -52,8 +55,6 @@ class Target(Section):
 class Images(Section):
     """Sizes in (width, height) pixels."""
 
-    source_size: Size | None
-    """Size that source images are resized to; None keeps them."""
     target_size: Size | None
     """Size that target images are resized to; None keeps them."""
     crop: Size
@@ -279,8 +280,8 @@ class Params(Section):
     """Seeds every random draw."""
     labels: str
     """Name of a label space, or path of a label-space YAML."""
-    source: Source
-    """The labelled raw set."""
+    sources: Annotated[dict[SourceName, Source], Field(min_length=1)]
+    """The labelled raw sets by name; they are pooled."""
     target: Target
     """The raw set to adapt to."""
     images: Images

@@ -29,6 +29,7 @@ from ssda.datasets.layouts import (
 )
 from ssda.files import write_text
 from ssda.labels import IGNORE, LabelSpace
+from ssda.params import Size
 
 Result = TypeVar("Result")
 
@@ -85,12 +86,14 @@ def convert_split(
     *,
     space: LabelSpace,
     with_labels: bool,
+    size: Size | None = None,
     progress: bool = False,
 ) -> Index:
     """Convert a raw split into the folder `out`, which is written as a whole or not at all.
 
     Images are checked (header, size, end of file), not copied. Without labels no label file is
-    looked for or opened. `progress` draws a bar on stderr.
+    looked for or opened. `size` is what training resizes images to, for the index alone. `progress`
+    draws a bar on stderr.
 
     Raises ValueError that lists the first problems, one a file, and counts all of them; `out` is as
     it was then.
@@ -117,7 +120,7 @@ def convert_split(
         records = _convert_images(images, task, f"convert {split}", progress)
         if task.problems:
             raise ValueError(_listed(place, sorted(task.problems)))
-        index = Index(out, root, space, records, len(task.resized))
+        index = Index(out, root, space, records, len(task.resized), size)
         if with_labels:
             if not any(any(record.class_pixels or ()) for record in records):
                 raise ValueError(f"{place}: all pixels of all labels are void")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from ssda.files import write_text
 from ssda.labels import LabelSpace, parse_space
+from ssda.params import Size
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Index:
     """Sorted by name."""
     labels_resized: int = 0
     """Labels that were brought to the size of their image."""
+    size: Size | None = None
+    """(width, height) that training resizes a source's images to; None keeps them."""
 
     def image_path(self, record: Record) -> Path:
         """Where the raw image lies."""
@@ -58,17 +62,27 @@ class Index:
         assert record.label is not None, f"{record.name} has no label"
         return self.folder / "labels" / record.label
 
-    @property
-    def class_frequencies(self) -> NDArray[np.float64]:
-        """Share of each class in the labelled pixels, (C,), sums to 1.
 
-        Raises ValueError where the split has no labelled pixel.
-        """
-        counts = [record.class_pixels for record in self.records if record.class_pixels is not None]
-        total = np.sum(counts, axis=0, dtype=np.float64)
-        if not total.sum() > 0:
-            raise ValueError(f"{self.folder}: no labelled pixel")
-        return total / total.sum()
+def class_frequencies(sources: Sequence[Index]) -> NDArray[np.float64]:
+    """Share of each class in the labelled pixels of several sets together, (C,), sums to 1.
+
+    Raises ValueError where they have no labelled pixel.
+    """
+    records = [record for source in sources for record in source.records]
+    counts = [record.class_pixels for record in records if record.class_pixels is not None]
+    total = np.sum(counts, axis=0, dtype=np.float64)
+    if not total.sum() > 0:
+        raise ValueError(
+            f"{', '.join(str(source.folder) for source in sources)}: no labelled pixel"
+        )
+    return total / total.sum()
+
+
+def read_sources(folder: Path) -> tuple[Index, ...]:
+    """The index of each source in a folder, by name; raises ValueError as `read_index` does."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; run dvc repro")
+    return tuple(read_index(source) for source in sorted(folder.iterdir()) if source.is_dir())
 
 
 def read_index(folder: str | Path) -> Index:
@@ -78,8 +92,9 @@ def read_index(folder: str | Path) -> Index:
         content = json.loads(path.read_text(encoding="utf-8"))
         records = tuple(_record(values) for values in content["records"])
         space = parse_space(content["space"], str(path))
+        size = tuple(content["size"]) if content["size"] else None
         root, resized = Path(content["root"]), content["labels_resized"]
-        return Index(Path(folder), root, space, records, resized)
+        return Index(Path(folder), root, space, records, resized, size)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file; run dvc repro") from error
     except (ValueError, TypeError, KeyError) as error:
@@ -94,6 +109,7 @@ def write_index(index: Index) -> None:
         "root": index.root.as_posix(),
         "space": index.space.content(),
         "labels_resized": index.labels_resized,
+        "size": index.size,
     }
     head = ",\n".join(f'"{key}": {json.dumps(value)}' for key, value in facts.items())
     write_text(index.folder / "index.json", f'{{{head},\n"records": [\n{lines}\n]}}\n')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,19 +56,24 @@ class SourceSamples(Dataset[tuple[Tensor, Tensor]]):
     """Random labelled crops, drawn by rare class sampling; sample i of (random_state, i)."""
 
     def __init__(
-        self, index: Index, images: Images, sampling: Sampling, random_state: int, purpose: str
+        self,
+        sources: Sequence[Index],
+        images: Images,
+        sampling: Sampling,
+        random_state: int,
+        purpose: str,
     ) -> None:
-        """Samples of a labelled split; ValueError where an image is smaller than the crop."""
-        check_crop(index, images.source_size, images.crop)
-        self.index = index
-        self.size = images.source_size
+        """Samples of labelled sets, pooled; ValueError where an image is smaller than the crop."""
+        for source in sources:
+            check_crop(source, source.size, images.crop)
+        self.records = [(source, record) for source in sources for record in source.records]
         self.crop = images.crop
         self.sampling = sampling
         self.random_state = random_state
         self.purpose = purpose
         self.sampler = (
             rare_class_sampler(
-                np.array([record.class_pixels for record in index.records]),
+                np.array([record.class_pixels for _, record in self.records]),
                 sampling.rare_class_temperature,
                 sampling.min_pixels,
             )
@@ -80,12 +85,12 @@ class SourceSamples(Dataset[tuple[Tensor, Tensor]]):
         """Image (3, h, w) uint8 and label (h, w) uint8."""
         rng = generator(self.random_state, self.purpose, i)
         if self.sampler is None:
-            position, wanted = int(rng.integers(len(self.index.records))), None
+            position, wanted = int(rng.integers(len(self.records))), None
         else:
             position, wanted = self.sampler.draw(rng)
-        record = self.index.records[position]
-        image = read_image(self.index.image_path(record), self.size)
-        label = read_label(self.index.label_path(record), self.size)
+        source, record = self.records[position]
+        image = read_image(source.image_path(record), source.size)
+        label = read_label(source.label_path(record), source.size)
         y, x = draw_crop(
             label,
             self.crop,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
 from ssda.datasets.batches import SourceBatch, TargetBatch
-from ssda.datasets.index import Index
+from ssda.datasets.index import Index, class_frequencies
 from ssda.datasets.loading import (
     EvaluationSamples,
     SourceSamples,
@@ -68,25 +68,25 @@ def start_networks(student: Segmenter, target: Index, params: Params) -> Network
 
 
 def adapt_steps(
-    networks: Networks, source: Index, target: Index, params: Params, space: LabelSpace
+    networks: Networks, sources: Sequence[Index], target: Index, params: Params, space: LabelSpace
 ) -> Iterator[StepRecord]:
     """Adapt; yields a record a step. The teacher is the result.
 
     Args:
         networks: as `start_networks` gives them; changed in place.
-        source: the source's train split.
+        sources: the labelled sets.
         target: the target's train split, without labels.
         params: everything.
         space: classes.
     """
     settings = params.adapt
     device = networks.student.device
-    frequencies = torch.from_numpy(source.class_frequencies)
+    frequencies = torch.from_numpy(class_frequencies(sources))
     ratios = keep_ratios(frequencies, beta=settings.uncertainty.beta).to(device)
     task = Task(settings, ratios, space.things, params.random_state)
     steps = range(settings.iterations)
     labelled = source_batches(
-        SourceSamples(source, params.images, params.sampling, params.random_state, "adapt"),
+        SourceSamples(sources, params.images, params.sampling, params.random_state, "adapt"),
         steps,
         settings.batch_size,
         params.runtime.workers,

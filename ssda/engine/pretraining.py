@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -27,17 +27,21 @@ def imagenet_network(params: Params, num_classes: int) -> Segmenter:
     return network
 
 
-def pretrain_steps(network: Segmenter, source: Index, params: Params) -> Iterator[StepRecord]:
+def pretrain_steps(
+    network: Segmenter, sources: Sequence[Index], params: Params
+) -> Iterator[StepRecord]:
     """Train on the labelled source; yields a record a step.
 
     Args:
         network: as `imagenet_network` gives it, on its device; changed in place.
-        source: the source's train split.
+        sources: the labelled sets.
         params: everything.
     """
     settings = params.pretrain
     device = network.device
-    samples = SourceSamples(source, params.images, params.sampling, params.random_state, "pretrain")
+    samples = SourceSamples(
+        sources, params.images, params.sampling, params.random_state, "pretrain"
+    )
     batches = source_batches(
         samples, range(settings.iterations), settings.batch_size, params.runtime.workers
     )

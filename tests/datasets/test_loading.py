@@ -1,13 +1,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from demo.scenes import write_cityscapes, write_gta
+from demo.scenes import write_cityscapes, write_gta, write_synthia
 from ssda.datasets.conversion import convert_split
-from ssda.datasets.index import Index
+from ssda.datasets.index import Index, class_frequencies, read_index
 from ssda.datasets.layouts import load_layout
 from ssda.datasets.loading import (
     EvaluationSamples,
@@ -54,7 +55,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 
 def source_samples(index: Index, random_state: int = 0) -> SourceSamples:
-    return SourceSamples(index, PARAMS.images, PARAMS.sampling, random_state, "test")
+    return SourceSamples([index], PARAMS.images, PARAMS.sampling, random_state, "test")
 
 
 def target_samples(index: Index) -> TargetSamples:
@@ -119,7 +120,7 @@ def test_margins_are_cut_with_the_image(target: Index) -> None:
 def test_images_smaller_than_the_crop_are_named(source: Index) -> None:
     images = PARAMS.images.model_copy(update={"crop": (100, 24)})
     with pytest.raises(ValueError, match=r"images.crop = \[100, 24\]: larger than .*png"):
-        SourceSamples(source, images, PARAMS.sampling, 0, "test")
+        SourceSamples([source], images, PARAMS.sampling, 0, "test")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -140,7 +141,39 @@ def test_a_broken_image_is_one_line_also_from_a_worker(tmp_path: Path, workers: 
     assert "\n" not in str(caught.value)
 
 
+def test_several_sources_are_pooled_each_at_its_size(tmp_path: Path, source: Index) -> None:
+    write_synthia(tmp_path / "raw", 3, size=(40, 80), processes=1)
+    synthia = convert_split(
+        load_layout("synthia"),
+        tmp_path / "raw",
+        "train",
+        tmp_path / "converted",
+        space=CITYSCAPES,
+        with_labels=True,
+        size=(60, 30),
+    )
+    assert read_index(synthia.folder) == synthia
+    both = SourceSamples([source, synthia], PARAMS.images, PARAMS.sampling, 0, "test")
+    assert both.sampler is not None
+    drawn = [both.sampler.draw(np.random.default_rng(i))[0] for i in range(200)]
+    places = [both.records[position][0].folder for position in drawn]
+    assert 20 < places.count(synthia.folder) < 180
+    alone = SourceSamples([synthia], PARAMS.images, PARAMS.sampling, 0, "test")
+    image, label = alone[3]
+    assert image.shape == (3, 24, 48) and label.shape == (24, 48)
+    counts = np.zeros(CITYSCAPES.num_classes)
+    for index in (source, synthia):
+        for record in index.records:
+            label = cv2.imread(str(index.label_path(record)), cv2.IMREAD_UNCHANGED)
+            assert label is not None
+            for train in range(CITYSCAPES.num_classes):
+                counts[train] += (label == train).sum()
+    np.testing.assert_allclose(class_frequencies([source, synthia]), counts / counts.sum())
+    with pytest.raises(ValueError, match=r"images.crop = \[48, 31\]: larger than .*RGB/0000000"):
+        images = PARAMS.images.model_copy(update={"crop": (48, 31)})
+        SourceSamples([source, synthia], images, PARAMS.sampling, 0, "test")
+
+
 def test_resizing_keeps_label_values(source: Index) -> None:
-    images = PARAMS.images.model_copy(update={"source_size": (50, 30)})
-    _, label = SourceSamples(source, images, PARAMS.sampling, 0, "test")[0]
+    _, label = source_samples(replace(source, size=(50, 30)))[0]
     assert set(np.unique(label)) <= {*range(19), 255}

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from pipeline.command import guard
 from pipeline.convert import convert
 from pipeline.inventory import inventory
-from ssda.params import load_params
+from ssda.params import Params, load_params
 from ssda.sections import read_yaml
 from tests.conftest import ROOT, set_values
 
@@ -28,7 +28,7 @@ IMAGES, LABELS = "raw/game/images", "raw/game/labels"
 CITY_LABELS = "raw/city/gtFine/val/town"
 CITY_LABEL = f"{CITY_LABELS}/town_0_gtFine_labelIds.png"
 SMALL = {
-    "source.root": "raw/game",
+    "sources.game.root": "raw/game",
     "target.root": "raw/city",
     "target.report": "val",
     "images.crop": [8, 8],
@@ -42,7 +42,7 @@ Spoil = Callable[[], object]
 
 
 def write_params(**overrides: Any) -> None:
-    """Write params.yaml, small, with overrides such as source__layout."""
+    """Write params.yaml, small, with overrides such as sources__game__layout."""
     changes = {key.replace("__", "."): value for key, value in overrides.items()}
     values = set_values(read_yaml(ROOT / "params.yaml"), SMALL | changes)
     with Path("params.yaml").open("w", encoding="utf-8") as file:
@@ -93,6 +93,10 @@ def workspace(good_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return folder
 
 
+def take_stock(params: Params) -> None:
+    inventory(params, "game")
+
+
 def edit_params(old: str, new: str) -> None:
     text = Path("params.yaml").read_text(encoding="utf-8")
     assert old in text
@@ -105,7 +109,7 @@ def custom(text: str) -> None:
     changes = dict(line.split(": ", 1) for line in text.splitlines())
     lines = [f"{key}: {value}\n" for key, value in (good | changes).items() if value != "-"]
     Path("set.yaml").write_text("".join(lines), encoding="utf-8")
-    write_params(source__layout="set.yaml")
+    write_params(sources__game__layout="set.yaml")
 
 
 def truncate(path: str) -> None:
@@ -166,12 +170,12 @@ ROWS: dict[str, tuple[Spoil, Callable[[Any], object], str]] = {
     "all labels void": (make_void, convert, r"raw/game .*: all pixels of all labels are void"),
     "no image": (
         lambda: shutil.rmtree(IMAGES) or Path(IMAGES).mkdir(),
-        inventory,
+        take_stock,
         r"raw/game: no image matches images/\*\.png of layout gta",
     ),
     "no folder": (
         lambda: shutil.rmtree("raw/city"),
-        inventory,
+        take_stock,
         r"raw/city/leftImg8bit/train: no such folder",
     ),
     "image that is a symlink to itself": (
@@ -182,22 +186,22 @@ ROWS: dict[str, tuple[Spoil, Callable[[Any], object], str]] = {
     # YAML
     "duplicate key": (
         lambda: edit_params("random_state: 0", "random_state: 0\nrandom_state: 0"),
-        inventory,
+        take_stock,
         r"params\.yaml: line \d+ not valid YAML: .*duplicate key",
     ),
     "anchors that grow to billions": (
         lambda: edit_params("random_state: 0", BOMB + "random_state: *a11"),
-        inventory,
+        take_stock,
         r"params\.yaml: line \d+ alias \*a0: write the value out",
     ),
     "negative radius": (
         lambda: write_params(adapt__trucrf__radius=-1),
-        inventory,
+        take_stock,
         r"params\.yaml: adapt\.trucrf\.radius = -1: input should be greater than or equal to 1",
     ),
     "layout with a path out of its folder": (
         lambda: custom("images: '../game/*.png'"),
-        inventory,
+        take_stock,
         r"set\.yaml: images = '\.\./game/\*\.png': .* must lie below root",
     ),
 }
@@ -232,5 +236,5 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 def test_the_workspace_is_good_until_it_is_spoilt(workspace: Path) -> None:
     params = load_params("params.yaml")
-    inventory(params)
+    take_stock(params)
     convert(params)

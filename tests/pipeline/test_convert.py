@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.convert import convert
 from pipeline.inventory import INVENTORY, inventory
-from ssda.datasets.index import read_index
+from ssda.datasets.index import class_frequencies, read_index, read_sources
 from ssda.labels import CITYSCAPES
 from ssda.params import Params, load_params
 
@@ -29,7 +29,7 @@ def write_pair(image: Path, label: Path, seed: int) -> None:
 def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     """The default parameters, in a folder with small raw sets where they point at."""
     defaults = load_params(REPOSITORY / "params.yaml")
-    game, city = tmp_path / defaults.source.root, tmp_path / defaults.target.root
+    game, city = tmp_path / defaults.sources["game"].root, tmp_path / defaults.target.root
     for seed in range(3):
         write_pair(game / f"images/{seed:05}.png", game / f"labels/{seed:05}.png", seed)
     for split in (defaults.target.train, defaults.target.validation, defaults.target.report):
@@ -44,9 +44,9 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     return defaults
 
 
-def run_stage(stage: str, *options: str) -> subprocess.CompletedProcess[str]:
+def run_stage(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", f"pipeline.{stage}", *options],
+        [sys.executable, "-m", f"pipeline.{command[0]}", *command[1:]],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
@@ -57,42 +57,71 @@ def run_stage(stage: str, *options: str) -> subprocess.CompletedProcess[str]:
 def test_convert_writes_four_splits_and_metrics(params: Params) -> None:
     metrics = convert(params)
     assert json.loads(Path("metrics/convert.json").read_text()) == metrics
-    assert metrics["source"]["train"]["images"] == 3
-    assert metrics["source"]["train"]["labels_resized"] == 0
+    assert metrics["sources"]["game"]["images"] == 3
+    assert metrics["sources"]["game"]["labels_resized"] == 0
     assert metrics["target"]["train"] == {"images": 1}
     for split in ("train", "validation", "report"):
         index = read_index(f"data/converted/target/{split}")
         assert (index.records[0].label is None) == (split == "train")
-    source = read_index("data/converted/source/train")
-    shares = metrics["source"]["train"]["class_shares"]
+    source = read_index("data/converted/sources/game")
+    shares = metrics["sources"]["game"]["class_shares"]
+    assert metrics["class_shares"] == shares
     assert list(shares) == list(CITYSCAPES.names)
-    assert list(shares.values()) == pytest.approx(source.class_frequencies.tolist(), abs=1e-6)
-    statistics = json.loads(Path("data/converted/source/train/sample_class_stats.json").read_text())
+    assert list(shares.values()) == pytest.approx(class_frequencies([source]).tolist(), abs=1e-6)
+    statistics = json.loads(Path("data/converted/sources/game/sample_class_stats.json").read_text())
     assert [entry["file"] for entry in statistics] == ["00000.png", "00001.png", "00002.png"]
-    assert Path("data/converted/source/train/samples_with_class.json").exists()
+    assert Path("data/converted/sources/game/samples_with_class.json").exists()
+
+
+def test_several_sources_are_pooled_and_old_ones_go(params: Params) -> None:
+    convert(params)
+    game = params.sources["game"]
+    for seed in range(2):
+        write_pair(Path(f"other/images/{seed}.png"), Path(f"other/labels/{seed}.png"), seed + 7)
+    two = {"a": game.model_copy(update={"root": "other", "size": (12, 8)}), "game": game}
+    both = params.model_copy(update={"sources": two})
+    for name in two:
+        inventory(both, name)
+    metrics = convert(both)
+    sources = read_sources(Path("data/converted/sources"))
+    assert [source.folder.name for source in sources] == ["a", "game"]
+    assert [source.size for source in sources] == [(12, 8), None]
+    assert [metrics["sources"][name]["images"] for name in two] == [2, 3]
+    pixels = np.sum([r.class_pixels for source in sources for r in source.records], axis=0)
+    shares = list(metrics["class_shares"].values())
+    assert shares == pytest.approx((pixels / pixels.sum()).tolist(), abs=1e-6)
+    assert sorted(path.name for path in INVENTORY.iterdir()) == ["a.json", "game.json"]
+    inventory(params, "game")
+    convert(params)
+    assert [path.name for path in INVENTORY.iterdir()] == ["game.json"]
+    assert [path.name for path in Path("data/converted/sources").iterdir()] == ["game"]
+    with pytest.raises(ValueError, match="source 'a': allowed are game"):
+        inventory(params, "a")
 
 
 def test_a_bad_file_ends_the_command_with_one_error(params: Params) -> None:
-    (Path(params.source.root) / "labels/00001.png").write_bytes(b"garbage")
+    (Path(params.sources["game"].root) / "labels/00001.png").write_bytes(b"garbage")
     done = run_stage("convert")
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr == (
         "error: demo/raw/game (gta, split train): labels/00001.png: not a readable PNG\n"
     )
-    assert not Path("data/converted/source/train").exists()
+    assert not Path("data/converted/sources/game").exists()
     assert not Path("metrics/convert.json").exists()
 
 
 def test_inventory_changes_when_and_only_when_raw_data_do(params: Params) -> None:
-    def digests() -> dict[str, str]:
-        inventory(params)
-        return {name: files["sha256"] for name, files in json.loads(INVENTORY.read_text()).items()}
+    written_to = INVENTORY / "game.json"
 
-    game, city = Path(params.source.root), Path(params.target.root)
+    def digests() -> dict[str, str]:
+        inventory(params, "game")
+        return {name: files["sha256"] for name, files in json.loads(written_to.read_text()).items()}
+
+    game, city = Path(params.sources["game"].root), Path(params.target.root)
     before = digests()
-    written = INVENTORY.stat().st_mtime_ns
-    assert list(before) == ["source/train", "target/train", "target/validation", "target/report"]
+    written = written_to.stat().st_mtime_ns
+    assert list(before) == ["sources/game", "target/train", "target/validation", "target/report"]
 
     for path in game.rglob("*.png"):
         os.utime(path, (0, 0))
@@ -101,11 +130,11 @@ def test_inventory_changes_when_and_only_when_raw_data_do(params: Params) -> Non
         path.write_bytes(b"garbage")
     (train_labels / "extra_gtFine_labelIds.png").touch()
     assert digests() == before
-    assert INVENTORY.stat().st_mtime_ns == written
+    assert written_to.stat().st_mtime_ns == written
 
     (game / "labels/00002.png").write_bytes(b"other size")
     resized = digests()
-    assert {name for name in before if before[name] != resized[name]} == {"source/train"}
+    assert {name for name in before if before[name] != resized[name]} == {"sources/game"}
 
     write_pair(
         city / "leftImg8bit/val/town/val_000001_leftImg8bit.png",
@@ -126,17 +155,17 @@ def test_inventory_says_what_is_missing_and_loads_nothing_heavy(params: Params) 
         check=True,
     )
     assert done.stdout == "set()\n"
-    for path in (Path(params.source.root) / "images").iterdir():
+    for path in (Path(params.sources["game"].root) / "images").iterdir():
         path.unlink()
-    done = run_stage("inventory")
+    done = run_stage("inventory", "game")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: demo/raw/game: no image matches images/*.png of layout gta\n"
-    assert not INVENTORY.exists()
+    assert not (INVENTORY / "game.json").exists()
 
 
 def test_inventory_of_many_files_is_quick(params: Params) -> None:
     for number in range(3000):
-        (Path(params.source.root) / f"images/{number:06}x.png").touch()
+        (Path(params.sources["game"].root) / f"images/{number:06}x.png").touch()
     start = time.process_time()
-    inventory(params)
+    inventory(params, "game")
     assert time.process_time() - start < 1

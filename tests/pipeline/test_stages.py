@@ -21,7 +21,7 @@ from ssda.sections import read_yaml
 from tests.conftest import ROOT, set_values
 
 TINY = {
-    "source.root": "raw/game",
+    "sources.game.root": "raw/game",
     "target.root": "raw/city",
     "target.report": "val",
     "images.crop": [64, 32],
@@ -39,7 +39,6 @@ TINY = {
     "runtime.log_every": 1,
 }
 STAGES = (
-    (inventory, "inventory"),
     (convert, "main"),
     (pretrain, "pretrain"),
     (adapt, "adapt"),
@@ -55,6 +54,8 @@ def write_params(folder: Path, overrides: dict[str, Any]) -> Params:
 
 
 def run_all(params: Params) -> None:
+    for source in params.sources:
+        inventory.inventory(params, source)
     for module, name in STAGES:
         getattr(module, name)(params)
 
@@ -136,7 +137,7 @@ def test_changed_raw_data_is_told_before_training(workspace: Path) -> None:
 
 def test_without_pretraining_there_is_no_source_only_score(workspace: Path) -> None:
     params = write_params(workspace, {"pretrain.iterations": 0})
-    for module, name in STAGES[2:]:
+    for module, name in STAGES[1:]:
         getattr(module, name)(params)
     scores = json.loads((workspace / "metrics/evaluate.json").read_text())
     assert scores["source_only"] is None and scores["reestimated"] is None

@@ -253,8 +253,8 @@ def test_key_follows_all_that_makes_an_experiment(
     keys.append(run_key(with_radius(params, 3), Path()))
     Path("code.py").write_text("print('two')\n")
     keys.append(run_key(params, Path()))
-    for name in ("demo/params.yaml", "data/inventory.json"):
-        Path(name).parent.mkdir()
+    for name in ("demo/params.yaml", "data/inventory/game.json"):
+        Path(name).parent.mkdir(parents=True)
         Path(name).write_text("{}")
         keys.append(run_key(params, Path()))
     for name in ("blue-cat", "red-dog"):

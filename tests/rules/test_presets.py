@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.presets import use
-from ssda.datasets.layouts import load_layout
+from ssda.datasets.layouts import check_classes, load_layout
+from ssda.labels import load_space
 from ssda.networks.encoders import Encoder
 from ssda.params import load_params
 
@@ -14,10 +15,12 @@ PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_is_valid(path: Path) -> None:
     params = load_params(path)
-    load_layout(params.source.layout)
-    load_layout(params.target.layout)
+    space = load_space(params.labels)
+    for raw in (*params.sources.values(), params.target):
+        check_classes(load_layout(raw.layout), space, params.labels)
     Encoder(params.model)
-    for size in (params.images.source_size, params.images.target_size):
+    sizes = [raw.size for raw in params.sources.values()]
+    for size in (*sizes, params.images.target_size):
         if size is not None:
             assert size[0] >= params.images.crop[0] and size[1] >= params.images.crop[1]
 
