@@ -59,6 +59,8 @@ def evaluate(params: Params) -> None:
                     samples,
                     space.num_classes,
                     params.runtime.evaluation_batch_size,
+                    windows=params.evaluate.windows,
+                    flip=params.evaluate.flip,
                 )
                 scores[name] = summary(confusion, space, params.evaluate.subsets)
                 run.metrics({f"{name}.{key}": v for key, v in _flat(scores[name]).items()})
@@ -124,7 +126,16 @@ def draw(
             [
                 image.permute(1, 2, 0).numpy(),
                 label.numpy(),
-                *(predict_labels(networks[name].to(device), image, size).numpy() for name in shown),
+                *(
+                    predict_labels(
+                        networks[name].to(device),
+                        image,
+                        size,
+                        windows=params.evaluate.windows,
+                        flip=params.evaluate.flip,
+                    ).numpy()
+                    for name in shown
+                ),
                 predict_uncertainty(
                     networks["adapted"], image, size, params.evaluate.passes, params.random_state
                 ).numpy(),

@@ -149,8 +149,11 @@ class Uncertainty(Section):
     """Keep ratio r_c = min(1, beta (1 - ln w_c))."""
     confidence_threshold: Share
     """Pseudo labels with at least this confidence count as certain."""
-    weighting: Literal["share", "pixel"]
-    """Target pixels weigh q each, or 1 where certain and 0 elsewhere."""
+    weighting: Literal["share", "pixel", "seeds"]
+    """Target pixels weigh q each, or 1 where certain and 0 elsewhere; with seeds as share, but in
+    mixed images seeds alone weigh, so much that the mean stays q."""
+    members: Literal["dropout", "resolutions", "both"]
+    """What the ensemble is made of: dropout passes, fused, context and detail logits, or both."""
     max_uncertainty: NonNegative | None
     """Ceiling on the uncertainty of a seed; None for no ceiling."""
     min_pixels: Count
@@ -162,6 +165,8 @@ class Losses(Section):
 
     mix: NonNegative
     """Cross entropy on mixed images."""
+    masked: NonNegative
+    """Cross entropy on masked target images (MIC)."""
     target: NonNegative
     """w_t, a factor on the seed, uncertainty and TruCRF losses."""
     seed: NonNegative
@@ -192,6 +197,15 @@ class FeatureDistance(Section):
     """A cell counts where one thing class covers at least this share of it."""
     stride: Literal[4, 8, 16, 32]
     """Stride of the encoder stage, in pixels."""
+
+
+class Masking(Section):
+    """Masked image consistency (MIC)."""
+
+    block: PositiveCount
+    """Side of a masked square, in pixels."""
+    ratio: Share
+    """Share of squares that are masked."""
 
 
 class Augmentation(Section):
@@ -239,13 +253,34 @@ class Adapt(Section):
     """Structural adaptation."""
     feature_distance: FeatureDistance
     """Where features are compared."""
+    masking: Masking
+    """What masked images lack."""
     augmentation: Augmentation
     """Jitter and blur."""
+
+
+class Windows(Section):
+    """Sliding windows, (width, height) in pixels of a (resized) target image."""
+
+    size: Size
+    """Size of a window; cut to the image where that is smaller."""
+    step: Size
+    """From window to window; no larger than the window."""
+
+    @model_validator(mode="after")
+    def _covers_the_image(self) -> Windows:
+        if self.step[0] > self.size[0] or self.step[1] > self.size[1]:
+            raise ValueError(f"step {list(self.step)} must be no larger than size")
+        return self
 
 
 class Evaluate(Section):
     """Scores and pictures."""
 
+    windows: Windows | None
+    """How the network slides over an image; None for the image as a whole."""
+    flip: bool
+    """Average with the mirrored image's logits."""
     passes: Passes
     """Monte-Carlo passes of the uncertainty shown."""
     pictures: PositiveCount
@@ -301,7 +336,15 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _passes_differ(self) -> Params:
-        by_disagreement = self.adapt.uncertainty.statistic == "mutual_information"
+        uncertainty = self.adapt.uncertainty
+        if uncertainty.members != "dropout" and self.model.detail is None:
+            raise ValueError(
+                f"adapt.uncertainty.members = {uncertainty.members}: must be dropout with one "
+                "resolution (model.detail null)"
+            )
+        by_disagreement = (
+            uncertainty.statistic == "mutual_information" and uncertainty.members != "resolutions"
+        )
         if self.model.dropout == 0 and (by_disagreement or self.adapt.losses.uncertainty > 0):
             raise ValueError(
                 "model.dropout = 0.0: must be above 0 where Monte-Carlo passes are to differ "

@@ -57,6 +57,20 @@ def test_passes_that_cannot_differ_are_refused() -> None:
     assert make_params({"model.dropout": 0.0} | alive).model.dropout == 0.0
 
 
+def test_the_detail_is_half_of_the_crop() -> None:
+    with pytest.raises(ValueError, match=r"model.detail = \[64, 64\]: must be half .* \[128, 64\]"):
+        make_params({"model.detail": [64, 64]})
+    with pytest.raises(ValueError, match=r"images.crop = \[96, 96\]: .* multiples of 64"):
+        make_params({"model.detail": [48, 48], "images.crop": [96, 96]})
+    with pytest.raises(ValueError, match=r"members = both: must be dropout with one resolution"):
+        make_params({"adapt.uncertainty.members": "both"})
+
+
+def test_windows_leave_no_gap() -> None:
+    with pytest.raises(ValueError, match=r"step \[64, 64\] must be no larger than size"):
+        make_params({"evaluate.windows": {"size": [64, 32], "step": [64, 64]}})
+
+
 def test_an_unknown_and_a_missing_key_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"params.yaml: adapt.trucrf.radios = 3: no such key"):
         load_params(write(tmp_path, "    radius: 5 ", "    radius: 5\n    radios: 3 "))

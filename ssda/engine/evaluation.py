@@ -14,12 +14,19 @@ from ssda.labels import LabelSpace
 from ssda.method.uncertainty import predictive_entropy
 from ssda.networks.heads import enlarge
 from ssda.networks.segmenter import Segmenter
-from ssda.params import Params
+from ssda.networks.windows import slide
+from ssda.params import Params, Windows
 from ssda.randomness import generator
 
 
 def score(
-    network: Segmenter, samples: EvaluationSamples, num_classes: int, batch_size: int
+    network: Segmenter,
+    samples: EvaluationSamples,
+    num_classes: int,
+    batch_size: int,
+    *,
+    windows: Windows | None = None,
+    flip: bool = False,
 ) -> Tensor:
     """Confusion matrix (C, C) int64 on the CPU, at the labels' full size.
 
@@ -27,11 +34,13 @@ def score(
         network: is put into evaluation mode for the while.
         samples: images with labels.
         num_classes: C.
-        batch_size: images a forward pass.
+        batch_size: images, or windows of one image, a forward pass.
+        windows: slide over the image with these; None sees it as a whole.
+        flip: average with the logits of the mirrored image.
     """
     total = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    for images, labels in batches(samples, batch_size):
-        logits = predict(network, images)
+    for images, labels in batches(samples, batch_size if windows is None else 1):
+        logits = predict(network, images, windows=windows, per_pass=batch_size, flip=flip)
         for image_logits, label in zip(logits, labels, strict=True):
             assert label is not None
             total += _confusion(image_logits, label, num_classes)
@@ -49,18 +58,56 @@ def validation_score(
 
 
 @torch.inference_mode()
-def predict(network: Segmenter, images: Tensor) -> Tensor:
-    """Logits (N, C, h, w) of images (N, 3, H, W) uint8, in evaluation mode."""
+def predict(
+    network: Segmenter,
+    images: Tensor,
+    *,
+    windows: Windows | None = None,
+    per_pass: int = 1,
+    flip: bool = False,
+) -> Tensor:
+    """Logits of images (N, 3, H, W) uint8, in evaluation mode.
+
+    (N, C, h, w) on the network's grid, or with windows (N, C, H, W): each window's are enlarged
+    to its size and averaged where windows overlap. `per_pass` windows of each image go through
+    the network at once; with `flip` the logits of the mirrored images are averaged in.
+    """
     training = network.training
     network.eval()
-    logits = network(images.to(network.device).float() / 255.0)
+    inputs = images.to(network.device).float() / 255.0
+
+    def see(inputs: Tensor) -> Tensor:
+        if windows is None:
+            return network(inputs)
+        height, width = inputs.shape[-2:]
+        window = (min(windows.size[1], height), min(windows.size[0], width))
+        step = (windows.step[1], windows.step[0])
+        return slide(
+            inputs,
+            window,
+            step,
+            per_pass,
+            lambda crops: enlarge(network(crops), window).unsqueeze(0),
+        )[0]
+
+    logits = see(inputs)
+    if flip:
+        logits = (logits + see(inputs.flip(-1)).flip(-1)) / 2
     network.train(training)
     return logits
 
 
-def predict_labels(network: Segmenter, image: Tensor, size: torch.Size) -> Tensor:
+def predict_labels(
+    network: Segmenter,
+    image: Tensor,
+    size: torch.Size,
+    *,
+    windows: Windows | None = None,
+    flip: bool = False,
+) -> Tensor:
     """Train ids (H, W) uint8 on the CPU, at `size`, of one image (3, h, w) uint8."""
-    return enlarge(predict(network, image.unsqueeze(0)), size).argmax(1)[0].to("cpu", torch.uint8)
+    logits = predict(network, image.unsqueeze(0), windows=windows, flip=flip)
+    return enlarge(logits, size).argmax(1)[0].to("cpu", torch.uint8)
 
 
 @torch.inference_mode()

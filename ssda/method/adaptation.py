@@ -1,6 +1,10 @@
 """One joint adaptation step: every box of the paper's framework in order.
 
 Loss = L_source + w_mix L_mix + w_fd L_fd + w_t (w_seed L_seed + w_unc L_unc + w_crf L_crf)
+       + w_masked L_masked (off by default)
+
+With two resolutions seeds, uncertainty and TruCRF see the fused logits; every cross entropy is 0.9
+that of the fused and 0.1 that of the detail crop's own logits.
 
 The irreducible passes are five: teacher on the target; student forward and backward on source,
 target and mixed images; the frozen ImageNet encoder on the source. A mechanism whose weight is 0
@@ -21,7 +25,7 @@ from torch.nn import functional
 from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.labels import IGNORE
 from ssda.method.losses import labelling_loss, uncertainty_loss
-from ssda.method.mixing import blur, jitter, mix, paste_mask
+from ssda.method.mixing import blur, jitter, mask_blocks, mix, paste_mask
 from ssda.method.source import (
     ImageNetPull,
     mixed_precision,
@@ -35,7 +39,7 @@ from ssda.method.uncertainty import STATISTICS, entropy
 from ssda.networks.encoders import Encoder
 from ssda.networks.heads import enlarge
 from ssda.networks.normalisation import kept_statistics
-from ssda.networks.segmenter import Segmenter
+from ssda.networks.segmenter import Prediction, Segmenter
 from ssda.params import Adapt
 from ssda.randomness import generators
 
@@ -78,6 +82,7 @@ class Guidance:
 
     Attributes:
         pseudo: labels, weights and q at the size of the image.
+        mix_weights: (N, H, W), how much a target pixel counts in mixed images.
         uncertainty: (N, h, w) on the logits' grid; None where no loss needs seeds.
         seeds: (N, h, w) bool, m; None likewise.
         grid_labels: (N, h, w) int64, the pseudo labels that seeds were drawn from.
@@ -85,6 +90,7 @@ class Guidance:
     """
 
     pseudo: PseudoLabels
+    mix_weights: Tensor
     uncertainty: Tensor | None
     seeds: Tensor | None
     grid_labels: Tensor
@@ -121,6 +127,9 @@ def joint_step(
     if settings.losses.mix > 0:
         with kept_statistics(networks.student):
             report |= mixed_gradients(networks.student, source, target, guidance, task, step)
+    if settings.losses.masked > 0:
+        with kept_statistics(networks.student):
+            report |= masked_gradients(networks.student, target, guidance, task, step)
     return report
 
 
@@ -129,7 +138,7 @@ def guide(teacher: Segmenter, target: TargetBatch, task: Task, step: int) -> Gui
     """Pseudo labels, and by K stochastic head passes on one trunk, uncertainty and seeds."""
     settings = task.settings.uncertainty
     masks = None
-    if needs_seeds(task):
+    if needs_seeds(task) and settings.members != "resolutions":
         draws = _generators(task, "teacher", step, len(target.images))
         masks = teacher.draw_masks(settings.passes, draws)
     with mixed_precision(target.images):
@@ -146,13 +155,36 @@ def guide(teacher: Segmenter, target: TargetBatch, task: Task, step: int) -> Gui
     labels = labels.masked_fill(~shrink_mask(target.counted, logits.shape[-2:]), IGNORE)
     uncertainty = seeds = None
     if needs_seeds(task):
-        uncertainty = STATISTICS[settings.statistic](prediction.members.softmax(dim=2))
+        members = ensemble(prediction, settings.members).softmax(dim=2)
+        uncertainty = STATISTICS[settings.statistic](members)
         seeds = select_seeds(
             labels, uncertainty, confidence, task.ratios, min_pixels=settings.min_pixels
         )
         if settings.max_uncertainty is not None:
             seeds &= uncertainty <= settings.max_uncertainty
-    return Guidance(pseudo, uncertainty, seeds, labels, entropy(probabilities, 1).mean())
+    mix_weights = pseudo.weights
+    if settings.weighting == "seeds" and seeds is not None:
+        mix_weights = seed_weights(pseudo, enlarge_mask(seeds, target.counted.shape[-2:]))
+    return Guidance(
+        pseudo, mix_weights, uncertainty, seeds, labels, entropy(probabilities, 1).mean()
+    )
+
+
+def ensemble(prediction: Prediction, members: str) -> Tensor:
+    """Logits (K, N, C, h, w) of the dropout passes, of the resolutions, or of both."""
+    if members == "dropout":
+        return prediction.members
+    assert prediction.context is not None and prediction.detail is not None
+    size = prediction.logits.shape[-2:]
+    context = enlarge(prediction.context, size)
+    resolutions = torch.stack([prediction.logits, context, prediction.detail])
+    return torch.cat([prediction.members, resolutions]) if members == "both" else resolutions
+
+
+def seed_weights(pseudo: PseudoLabels, seeds: Tensor) -> Tensor:
+    """The weights (N, H, W) on seeds alone, so much larger that their sum stays."""
+    kept = pseudo.weights * seeds
+    return kept * (pseudo.weights.sum() / kept.sum().clamp_min(torch.finfo(kept.dtype).tiny))
 
 
 def target_gradients(
@@ -217,10 +249,25 @@ def mixed_gradients(
     images = jitter(images, settings.augmentation, draws)
     images = blur(images, settings.augmentation, draws)
     labels = mix(mask, source.labels, guidance.pseudo.labels)
-    weights = mix(mask, torch.ones_like(guidance.pseudo.weights), guidance.pseudo.weights)
+    weights = mix(mask, torch.ones_like(guidance.mix_weights), guidance.mix_weights)
     loss = labelling_loss(stochastic_pass(student, images, 1, draws), labels, weights)
     (settings.losses.mix * loss).backward()
     return {"loss_mix": loss.detach()}
+
+
+def masked_gradients(
+    student: Segmenter, target: TargetBatch, guidance: Guidance, task: Task, step: int
+) -> dict[str, Tensor]:
+    """Gradients of w_masked L_masked (MIC): jitter, blur, mask; the teacher's labels and q."""
+    settings = task.settings
+    draws = _generators(task, "masking", step, len(target.images))
+    images = jitter(target.images, settings.augmentation, draws)
+    images = blur(images, settings.augmentation, draws)
+    images = mask_blocks(images, student.encoder.mean, settings.masking, draws)
+    pseudo = guidance.pseudo
+    loss = labelling_loss(stochastic_pass(student, images, 1, draws), pseudo.labels, pseudo.weights)
+    (settings.losses.masked * loss).backward()
+    return {"loss_masked": loss.detach()}
 
 
 @torch.no_grad()
@@ -240,8 +287,9 @@ def indicators(guidance: Guidance, num_classes: int) -> dict[str, Tensor]:
 
 def needs_seeds(task: Task) -> bool:
     """Whether any loss of positive weight looks at seeds."""
-    weights = task.settings.losses
-    return weights.target > 0 and (weights.seed > 0 or task.settings.trucrf.weight > 0)
+    settings, weights = task.settings, task.settings.losses
+    in_mix = weights.mix > 0 and settings.uncertainty.weighting == "seeds"
+    return in_mix or (weights.target > 0 and (weights.seed > 0 or settings.trucrf.weight > 0))
 
 
 def shrink_mask(mask: Tensor, size: torch.Size) -> Tensor:

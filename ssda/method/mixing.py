@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from ssda.labels import IGNORE
-from ssda.params import Augmentation
+from ssda.params import Augmentation, Masking
 
 
 def paste_mask(labels: Tensor, generators: list[np.random.Generator]) -> Tensor:
@@ -67,3 +67,22 @@ def blur(images: Tensor, settings: Augmentation, generators: list[np.random.Gene
             image = transforms.gaussian_blur(image, [kernel, kernel], [sigma, sigma])
         blurred.append(image)
     return torch.stack(blurred)
+
+
+def mask_blocks(
+    images: Tensor, fill: Tensor, settings: Masking, generators: list[np.random.Generator]
+) -> Tensor:
+    """Images (N, 3, H, W) with random squares replaced by a colour (MIC, Hoyer et al., CVPR 2023).
+
+    Args:
+        images: (N, 3, H, W).
+        fill: (1, 3, 1, 1), the colour that the network normalises to 0.
+        settings: side of the squares, share that is masked.
+        generators: one an image.
+    """
+    height, width = images.shape[-2:]
+    block = settings.block
+    grid = (-(-height // block), -(-width // block))
+    drawn = np.stack([rng.random(grid) < settings.ratio for rng in generators])
+    masked = torch.from_numpy(drawn).repeat_interleave(block, 1).repeat_interleave(block, 2)
+    return torch.where(masked[:, None, :height, :width].to(images.device), fill, images)

@@ -21,6 +21,7 @@ from tests.conftest import make_model, make_params
 
 OFF = {
     "adapt.losses.mix": 0.0,
+    "adapt.losses.masked": 0.0,
     "adapt.losses.seed": 0.0,
     "adapt.losses.uncertainty": 0.0,
     "adapt.losses.feature_distance": 0.0,
@@ -99,6 +100,7 @@ def step_gradient(networks: Networks, overrides: dict[str, Any], step: int = 0) 
         ("adapt.losses.uncertainty", 1.0),
         ("adapt.losses.feature_distance", 1.0),
         ("adapt.trucrf.weight", 1.0),
+        ("adapt.losses.masked", 1.0),
     ],
 )
 def test_each_loss_has_a_gradient(networks: Networks, key: str, value: float) -> None:
@@ -244,6 +246,57 @@ def test_a_mechanism_without_weight_is_not_computed(
     with pytest.raises(AssertionError, match=unused):
         step_gradient(networks, {})
     step_gradient(networks, overrides)
+
+
+def test_masked_images_cost_nothing_by_default_and_leave_the_statistics(
+    networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = batch_normalisations(networks.student)[0]
+    state = copy.deepcopy(networks.student.state_dict())
+    step_gradient(networks, {"adapt.losses.masked": 1.0})
+    after = layer.running_mean.clone()
+    networks.student.load_state_dict(state)
+    monkeypatch.setattr(adaptation, "mask_blocks", None)
+    step_gradient(networks, {})
+    assert torch.equal(after, layer.running_mean)
+
+
+def test_mixed_images_may_weigh_seeds_alone_with_the_same_mean(networks: Networks) -> None:
+    target = batches()[1]
+    guidance = guide(
+        networks.teacher, target, make_task({"adapt.uncertainty.weighting": "seeds"}), 0
+    )
+    assert guidance.seeds is not None
+    seeds = adaptation.enlarge_mask(guidance.seeds, target.counted.shape[-2:])
+    weights = guidance.mix_weights
+    assert (weights[~seeds] == 0).all() and (weights[seeds & target.counted] > 0).all()
+    share = guidance.pseudo.certain_share
+    torch.testing.assert_close(weights[target.counted].mean(), share)
+    assert (guidance.pseudo.weights[target.counted] == share).all()
+
+
+def test_the_ensemble_may_be_the_resolutions(networks: Networks) -> None:
+    target = batches()[1]
+    draws = generators(0, "test", 0, 2)
+    masks = networks.teacher.draw_masks(3, draws)
+    with torch.no_grad():
+        prediction = networks.teacher.predict(target.images, masks)
+    assert adaptation.ensemble(prediction, "dropout").shape[0] == 3
+    if networks.teacher.detail is None:
+        return
+    assert adaptation.ensemble(prediction, "both").shape[0] == 6
+    members = adaptation.ensemble(prediction, "resolutions")
+    assert members.shape == (3, *prediction.logits.shape)
+    overrides = {
+        "adapt.uncertainty.members": "resolutions",
+        "adapt.uncertainty.statistic": "mutual_information",
+        "images.crop": [128, 64],
+        "model.detail": [64, 32],
+    }
+    networks.teacher.dropout = 0.0
+    guidance = guide(networks.teacher, target, make_task(overrides), 0)
+    assert guidance.uncertainty is not None and guidance.seeds is not None
+    assert (guidance.uncertainty > 1e-4).float().mean() > 0.5 and guidance.seeds.any()
 
 
 def test_the_weight_of_the_target_losses_scales_them(networks: Networks) -> None:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ssda.labels import IGNORE
-from ssda.method.mixing import blur, jitter, mix, paste_mask
+from ssda.method.mixing import blur, jitter, mask_blocks, mix, paste_mask
 from ssda.method.teacher import pseudo_labels
 from tests.conftest import make_params
 
@@ -77,3 +77,16 @@ def test_q_of_a_batch_without_counted_pixels_is_zero() -> None:
         probabilities, torch.zeros(1, 1, 1, dtype=torch.bool), threshold=0.0, weighting="share"
     )
     assert pseudo.certain_share.item() == 0.0
+
+
+def test_masked_squares_have_the_fill_s_colour_and_the_given_share() -> None:
+    settings = make_params({"adapt.masking": {"block": 8, "ratio": 0.7}}).adapt.masking
+    images = torch.rand(2, 3, 200, 204)
+    fill = torch.tensor([2.0, 3.0, 4.0]).view(1, 3, 1, 1)
+    masked = mask_blocks(images, fill, settings, rngs(0, 1))
+    hidden = (masked == fill).all(1)
+    assert torch.equal(masked.movedim(1, -1)[~hidden], images.movedim(1, -1)[~hidden])
+    for y, x in ((0, 0), (96, 48), (192, 200)):
+        assert len(hidden[0, y : y + 8, x : x + 8].unique()) == 1
+    assert hidden.float().mean().item() == pytest.approx(0.7, abs=0.05)
+    assert not torch.equal(hidden[0], hidden[1])

@@ -1,0 +1,91 @@
+"""Whole images, sliding windows and mirrored images."""
+
+import weakref
+
+import pytest
+import torch
+from torch.nn import functional
+
+from ssda.engine.evaluation import predict, predict_labels, score
+from ssda.networks.segmenter import Segmenter
+from ssda.params import Windows
+from tests.conftest import make_model
+
+
+@pytest.fixture(scope="module")
+def network() -> Segmenter:
+    torch.manual_seed(0)
+    network = Segmenter(make_model({"model.channels": 8}), 5)
+    torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=1.0)
+    return network.eval()
+
+
+def images(height: int, width: int, count: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, height, width), generator=generator, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("size", [(96, 64), (200, 200)])
+def test_one_window_as_large_as_the_image_is_the_image(
+    network: Segmenter, size: tuple[int, int]
+) -> None:
+    windows = Windows(size=size, step=(32, 32))
+    whole = functional.interpolate(predict(network, images(64, 96)), (64, 96), mode="bilinear")
+    torch.testing.assert_close(predict(network, images(64, 96), windows=windows), whole)
+
+
+@pytest.mark.parametrize("per_pass", [1, 4])
+def test_windows_are_averaged_at_full_size(network: Segmenter, per_pass: int) -> None:
+    """Written out window by window."""
+    image = images(80, 96)
+    total, count = torch.zeros(1, 5, 80, 96), torch.zeros(80, 96)
+    for y in (0, 16):
+        for x in (0, 32):
+            logits = predict(network, image[..., y : y + 64, x : x + 64])
+            full = functional.interpolate(logits, (64, 64), mode="bilinear")
+            total[..., y : y + 64, x : x + 64] += full
+            count[y : y + 64, x : x + 64] += 1
+    windows = Windows(size=(64, 64), step=(32, 32))
+    slid = predict(network, image, windows=windows, per_pass=per_pass)
+    torch.testing.assert_close(slid, total / count, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("windows", [None, Windows(size=(64, 64), step=(32, 32))])
+def test_mirrored_images_have_mirrored_logits(network: Segmenter, windows: Windows | None) -> None:
+    image = images(64, 128)
+    both = predict(network, image, windows=windows, flip=True)
+    plain = predict(network, image, windows=windows)
+    assert not torch.allclose(both, plain)
+    torch.testing.assert_close(
+        both, predict(network, image.flip(-1), windows=windows, flip=True).flip(-1)
+    )
+    alone = predict(network, image.flip(-1), windows=windows).flip(-1)
+    torch.testing.assert_close(both, (plain + alone) / 2)
+
+
+def test_labels_have_the_size_asked_for(network: Segmenter) -> None:
+    windows = Windows(size=(64, 64), step=(32, 32))
+    labels = predict_labels(network, images(50, 77)[0], torch.Size((100, 154)), windows=windows)
+    assert labels.shape == (100, 154) and labels.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("windows", [None, Windows(size=(64, 64), step=(32, 32))])
+def test_scoring_keeps_one_batch_of_images(network: Segmenter, windows: Windows | None) -> None:
+    """So the peak of memory does not depend on how many images there are."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    class Samples:
+        def __len__(self) -> int:
+            return 12
+
+        def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+            nonlocal most
+            image = images(64, 64)[0].clone()
+            most = max(most, sum(ref() is not None for ref in alive))
+            alive.append(weakref.ref(image))
+            return image, torch.full((64, 64), i % 5, dtype=torch.uint8)
+
+    confusion = score(network, Samples(), 5, 2, windows=windows, flip=True)  # type: ignore[arg-type]
+    assert confusion.sum() == 12 * 64 * 64
+    assert most <= 2
