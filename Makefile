@@ -1,7 +1,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup repro test lint use bench ablation lock
+.PHONY: setup repro test soak lint use bench ablation lock
 
 setup: .venv/.installed          ## virtual environment with pinned packages and the project
 
@@ -16,6 +16,9 @@ repro: setup                     ## the whole pipeline, or what of it has change
 
 test: setup                      ## the tests, two at a time
 	pytest -n 2
+
+soak: setup                      ## the long tests: kills, faults, load (an hour)
+	pytest -m soak
 
 lint: setup                      ## style and types
 	ruff check .

@@ -18,17 +18,21 @@ from ssda.params import Params
 def adapt(params: Params) -> None:
     """Adapt the pretrained network; writes the teacher, the student and the curves.
 
-    Raises ValueError for a user's mistake, FloatingPointError where training diverges.
+    Goes on where an earlier start was stopped. Raises ValueError for a user's mistake,
+    FloatingPointError where training diverges.
     """
     from pipeline.report import follow
+    from pipeline.resume import kept_state
     from pipeline.tracking import register_model, stage_run
     from ssda.datasets.index import check_raw_files, read_index, read_sources
     from ssda.engine.adapting import adapt_steps, start_networks
     from ssda.engine.checkpoints import load_network, save_network
     from ssda.engine.device import pick_device
     from ssda.engine.evaluation import validation_score
+    from ssda.engine.training import create_optimiser
     from ssda.files import write_json
 
+    settings = params.adapt
     device = pick_device(params.runtime.device)
     sources = read_sources(SOURCES)
     target = read_index(TARGET_TRAIN)
@@ -36,7 +40,6 @@ def adapt(params: Params) -> None:
     for index in (*sources, target):
         check_raw_files(index)
     student, space = load_network(PRETRAINED)
-    networks = start_networks(student.to(device), target, params)
 
     def validate() -> dict[str, float | None]:
         return {
@@ -46,11 +49,18 @@ def adapt(params: Params) -> None:
             ),
         }
 
-    with stage_run("adapt", params) as run:
+    with (
+        kept_state("adapt", params, ADAPTED) as kept,
+        stage_run("adapt", params, kept.journal) as run,
+    ):
         run.tag("device", device.type)
-        settings = params.adapt
+        networks = start_networks(student.to(device), target, params)
+        optimiser = create_optimiser(networks.student, settings.optimiser)
+        progress = kept.restore(
+            {"student": networks.student, "teacher": networks.teacher}, optimiser
+        )
         follow(
-            adapt_steps(networks, sources, target, params, space),
+            adapt_steps(networks, sources, target, params, space, progress),
             settings.iterations,
             params,
             run,
@@ -58,6 +68,7 @@ def adapt(params: Params) -> None:
             validate,
             settings.validate_every,
             METRICS / "adapt",
+            kept,
         )
         save_network(STUDENT, networks.student, params.model, space)
         save_network(ADAPTED, networks.teacher, params.model, space)

@@ -34,8 +34,16 @@ def guard(work: Callable[[], object], *, debug: bool) -> None:
         if debug:
             raise
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
+    except RuntimeError as error:  # what torch raises where a process that loads images dies
+        if debug or "DataLoader worker" not in str(error):
+            raise
+        sys.exit(
+            f"error: a process that loads images ended ({' '.join(str(error).split())[:200]}); "
+            "the same command goes on after the last saved step; with runtime.workers: 0 there is "
+            "no such process"
+        )
+    except KeyboardInterrupt as stop:
         if debug:
             raise
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        print(str(stop) or "interrupted", file=sys.stderr)
+        sys.exit(getattr(stop, "code", 130))

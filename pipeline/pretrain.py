@@ -10,33 +10,41 @@ from ssda.params import Params
 def pretrain(params: Params) -> None:
     """Train on the labelled source; writes models/pretrained.safetensors and its curves.
 
-    Raises ValueError for a user's mistake, FloatingPointError where training diverges.
+    Goes on where an earlier start was stopped. Raises ValueError for a user's mistake,
+    FloatingPointError where training diverges.
     """
     from pipeline.report import follow
+    from pipeline.resume import kept_state
     from pipeline.tracking import stage_run
     from ssda.datasets.index import check_raw_files, read_index, read_sources
     from ssda.engine.checkpoints import save_network
     from ssda.engine.device import pick_device
     from ssda.engine.evaluation import validation_score
     from ssda.engine.pretraining import imagenet_network, pretrain_steps
+    from ssda.engine.training import create_optimiser
     from ssda.files import write_json
 
+    settings = params.pretrain
     device = pick_device(params.runtime.device)
     sources = read_sources(SOURCES)
     validation = read_index(TARGET_VALIDATION)
     for source in sources:
         check_raw_files(source)
     space = sources[0].space
-    network = imagenet_network(params, space.num_classes).to(device)
 
     def validate() -> dict[str, float | None]:
         return {"validation_miou": validation_score(network, validation, params, space)}
 
-    with stage_run("pretrain", params) as run:
+    with (
+        kept_state("pretrain", params, PRETRAINED) as kept,
+        stage_run("pretrain", params, kept.journal) as run,
+    ):
         run.tag("device", device.type)
-        settings = params.pretrain
+        network = imagenet_network(params, space.num_classes).to(device)
+        optimiser = create_optimiser(network, settings.optimiser)
+        progress = kept.restore({"network": network}, optimiser)
         follow(
-            pretrain_steps(network, sources, params),
+            pretrain_steps(network, sources, params, progress),
             settings.iterations,
             params,
             run,
@@ -44,6 +52,7 @@ def pretrain(params: Params) -> None:
             validate,
             settings.validate_every,
             METRICS / "pretrain",
+            kept,
         )
         save_network(PRETRAINED, network, params.model, space)
         metrics = {name: None if v is None else round(v, 3) for name, v in validate().items()}

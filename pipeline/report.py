@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from tqdm import tqdm
 
-from pipeline.tracking import StageRun
+from pipeline.resume import Kept, stop_requests, warn
+from pipeline.tracking import StageRun, to_json
 from ssda.engine.training import StepRecord
 from ssda.files import write_atomically, write_text
 from ssda.labels import LabelSpace
@@ -29,8 +32,9 @@ def follow(
     validate: Callable[[], dict[str, float | None]],
     validate_every: int,
     folder: Path,
+    kept: Kept,
 ) -> None:
-    """Run a training loop to its end: draw its progress, log its curves, write them as CSV.
+    """Run a training loop to its end: draw its progress, log and save it, write curves as CSV.
 
     Args:
         records: the loop.
@@ -41,45 +45,84 @@ def follow(
         validate: scores in per cent, for the curve alone.
         validate_every: steps between its calls; 0 for none.
         folder: gets losses.csv, classes.csv (where a report has vectors) and validation.csv.
+        kept: where the state is saved; what is logged so far goes with it.
+
+    Raises:
+        Stop: training was asked to stop, and is saved.
     """
-    curves: list[Row] = []
-    class_curves: list[Row] = []
-    validation: list[Row] = []
+    before: dict[str, Any] = kept.notes or {
+        "left_out": 0,
+        "losses": [],
+        "classes": [],
+        "validation": [],
+    }
+    left_out: int = before["left_out"]
+    losses: list[Row] = before["losses"]
+    class_shares: list[Row] = before["classes"]
+    validation: list[Row] = before["validation"]
+
+    def notes() -> dict[str, Any]:
+        return {
+            "journal": to_json(run.journal),
+            "left_out": left_out,
+            "losses": list(losses),
+            "classes": list(class_shares),
+            "validation": list(validation),
+        }
+
     bar = tqdm(
         records,
+        initial=kept.saved,
         total=iterations,
         desc=folder.name,
         disable=not (params.runtime.progress and sys.stderr.isatty()),
         dynamic_ncols=True,
     )
-    for record in bar:
-        step = record.step + 1
-        if record.step % params.runtime.log_every == 0 or step == iterations:
-            scalars = record.scalars() | {"learning_rate": record.learning_rate}
-            bar.set_postfix({k[5:]: f"{v:.3g}" for k, v in scalars.items() if k[:5] == "loss_"})
-            run.metrics(scalars, step)
-            curves.append({"step": step} | {k: round(v, 6) for k, v in scalars.items()})
-            for name, vector in record.report.items():
-                if vector.dim() == 1:
-                    values = dict(zip(classes, vector.tolist(), strict=True))
-                    run.metrics({f"{name}.{key}": v for key, v in values.items()}, step)
-                    class_curves += [
-                        {"step": step, "class": key, name: round(v, 4)}
-                        for key, v in values.items()
-                        if v == v
-                    ]
-        if validate_every and (step % validate_every == 0 or step == iterations):
-            scores = validate()
-            run.metrics(scores, step)
-            known = {name: round(v, 3) for name, v in scores.items() if v is not None}
-            validation.append({"step": step} | known)
-    for name, rows in (
-        ("losses", curves),
-        ("classes", class_curves),
-        ("validation", validation),
-    ):
+    with stop_requests() as asked:
+        for record in bar:
+            step = record.step + 1
+            if record.problem is not None:
+                left_out += 1
+                warn(f"step {record.step}: {record.problem}; the step is left out")
+            if record.step % params.runtime.log_every == 0 or step == iterations:
+                scalars = record.scalars() | {"learning_rate": record.learning_rate}
+                if left_out:
+                    scalars["left_out"] = left_out
+                bar.set_postfix({k[5:]: f"{v:.3g}" for k, v in scalars.items() if k[:5] == "loss_"})
+                run.metrics(scalars, step)
+                losses.append({"step": step} | _rounded(scalars, 6))
+                for name, vector in record.report.items():
+                    if vector.dim() == 1:
+                        values = dict(zip(classes, vector.tolist(), strict=True))
+                        run.metrics({f"{name}.{key}": v for key, v in values.items()}, step)
+                        class_shares += [
+                            {"step": step, "class": key, name: v}
+                            for key, v in _rounded(values, 4).items()
+                        ]
+            if validate_every and (step % validate_every == 0 or step == iterations):
+                scores = validate()
+                run.metrics(scores, step)
+                validation.append({"step": step} | _rounded(scores, 3))
+            if record.problem is None:
+                kept.save_if_due(step, notes)
+            run.release(kept.saved)
+            if stop := asked():
+                kept.save(step, notes())
+                run.release(kept.saved)
+                raise stop.after(step, kept.saved)
+    kept.save(iterations, notes())
+    for name, rows in (("losses", losses), ("classes", class_shares), ("validation", validation)):
         if rows:
             write_table(folder / f"{name}.csv", rows)
+
+
+def _rounded(values: Mapping[str, float | None], digits: int) -> dict[str, float]:
+    """Rounded numbers, without what is none."""
+    return {
+        name: round(value, digits)
+        for name, value in values.items()
+        if value is not None and math.isfinite(value)
+    }
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:

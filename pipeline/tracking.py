@@ -7,7 +7,9 @@ where there is one. The run carries it as the tag `dvc.run_key`.
 - A run holds a stage once: `dvc.stage.<stage>` is `finished` when all of it is there. A stage that
   runs again after that (`dvc repro --force`) starts a fresh run, and the old one's tag
   `dvc.superseded` names it. A stage that was interrupted goes on in its run; it may log its history
-  again from the first step, for a point that the run has is not sent twice.
+  again, for a point that the run has is not sent twice.
+- Points of a curve are sent once the state of their step is on disk (`StageRun.release`), so that a
+  run that was killed and goes on has one curve.
 - Each stage leaves a journal of what it logged, an output that DVC caches. A stage that DVC did not
   run is filled in from its journal when a later stage opens the run, and tagged
   `dvc.reused.<stage>`. Where no later stage runs, `python -m pipeline.tracking sync` does it.
@@ -28,16 +30,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.command import guard
+from pipeline.repository import dependencies, git, locked, root, stages
 from ssda.files import write_text
 from ssda.params import Params, load_params
-from ssda.sections import read_yaml
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,7 +49,7 @@ PREFIXES = {"convert": "convert/", "pretrain": "pretrain/", "adapt": "adapt/", "
 """The stages in their order, with the prefix of their metrics."""
 JOURNALS = Path("metrics/logged")
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # MLflow's limits
-SEND_EVERY, RETRY_AFTER = 2.0, 60.0  # seconds
+RETRY_AFTER = 60.0  # seconds
 
 Points = dict[str, dict[int, float]]
 """{metric: {step: value}}."""
@@ -65,31 +67,45 @@ class Journal:
 def read_journal(stage: str, workspace: Path) -> Journal | None:
     """The journal that a stage left in a workspace; None where there is none."""
     path = workspace / JOURNALS / f"{stage}.json"
-    if not path.exists():
-        return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    points = {name: dict(points) for name, points in content["metrics"].items()}
-    return Journal(stage, points, content["artifacts"])
+    return from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def write_journal(journal: Journal, workspace: Path) -> None:
     """Write a journal; equal journals are equal files."""
-    metrics = {name: sorted(points.items()) for name, points in journal.points.items()}
-    content = {"stage": journal.stage, "metrics": metrics, "artifacts": journal.artifacts}
-    text = json.dumps(content, sort_keys=True) + "\n"
+    text = json.dumps(to_json(journal), sort_keys=True) + "\n"
     write_text(workspace / JOURNALS / f"{journal.stage}.json", text)
+
+
+def to_json(journal: Journal) -> dict[str, Any]:
+    """A copy of a journal, as JSON has it."""
+    metrics = {name: sorted(points.items()) for name, points in journal.points.items()}
+    return {"stage": journal.stage, "metrics": metrics, "artifacts": dict(journal.artifacts)}
+
+
+def from_json(content: dict[str, Any]) -> Journal:
+    """The journal that `to_json` copied."""
+    points = {name: dict(points) for name, points in content["metrics"].items()}
+    return Journal(content["stage"], points, content["artifacts"])
 
 
 @dataclass
 class StageRun:
-    """A stage's hand on the run; one thread sends, so that the stage never waits for MLflow."""
+    """A stage's hand on the run; one thread sends, so that the stage never waits for MLflow.
+
+    Attributes:
+        journal: what the stage has logged; an interrupted one goes on with its own.
+        there: points that the run had when it was opened.
+        unsent: points that wait for `release` or for the stage's end.
+    """
 
     journal: Journal
     client: MlflowClient | None = None
     run_id: str = ""
+    there: Points = field(default_factory=dict)
     unsent: Points = field(default_factory=dict)
     sender: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "mlflow"))
-    send_at: float = 0.0
+    sending: Future[None] | None = None
+    released: int = 0
     retry_at: float = 0.0
     failed: bool = False
 
@@ -102,11 +118,15 @@ class StageRun:
                 continue
             if step not in self.journal.points.setdefault(name, {}):
                 self.journal.points[name][step] = float(value)
-                self.unsent.setdefault(name, {})[step] = float(value)
-        if time.monotonic() >= self.send_at:
-            self.send_at = time.monotonic() + SEND_EVERY
-            points, self.unsent = self.unsent, {}
-            self.submit(lambda client: _send_points(client, self.run_id, points))
+                if step not in self.there.get(name, {}):
+                    self.unsent.setdefault(name, {})[step] = float(value)
+
+    def release(self, step: int) -> None:
+        """Send the points up to a step whose state is on disk, unless others are on their way."""
+        if step > self.released and not (self.sending and not self.sending.done()):
+            self.released = step
+            ready, self.unsent = _parted(self.unsent, step)
+            self.sending = self.submit(lambda client: _send_points(client, self.run_id, ready))
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Log a finished file of the workspace, below a folder of the run's artifacts."""
@@ -118,28 +138,28 @@ class StageRun:
         """Tag the run; tags are not part of the journal."""
         self.submit(lambda client: client.set_tag(self.run_id, name, value))
 
-    def submit(self, work: Callable[[MlflowClient], object]) -> None:
+    def submit(self, work: Callable[[MlflowClient], object]) -> Future[None] | None:
         """Let the sending thread work; where the run could not be opened there is nothing to do."""
-        if client := self.client:
-            self.sender.submit(self._attempt, lambda: work(client))
+        client = self.client
+        return self.sender.submit(self._attempt, lambda: work(client)) if client else None
 
     def open(self, params: Params) -> None:
         """Find or create the run."""
         self._attempt(lambda: _open(self, params))
 
     def close(self, status: str) -> None:
-        """Send what is left, and all that did not arrive; end the run."""
+        """End the run; if it is finished, send what is left and all that did not arrive."""
         self.sender.shutdown()
         self.retry_at = 0.0
         if client := self.client:
             self._attempt(lambda: self._end(client, status))
 
     def _end(self, client: MlflowClient, status: str) -> None:
-        if self.failed:
-            _fill_in(client, client.get_run(self.run_id), self.journal, Path())
-        else:
-            _send_points(client, self.run_id, self.unsent)
         if status == "FINISHED":
+            if self.failed:
+                _fill_in(client, client.get_run(self.run_id), self.journal, Path())
+            else:
+                _send_points(client, self.run_id, self.unsent)
             client.set_tag(self.run_id, _holds(self.journal.stage), "finished")
         client.set_terminated(self.run_id, status)
 
@@ -156,13 +176,13 @@ class StageRun:
 
 
 @contextmanager
-def stage_run(stage: str, params: Params) -> Generator[StageRun]:
+def stage_run(stage: str, params: Params, journal: Journal | None = None) -> Generator[StageRun]:
     """The experiment's run, open for a stage that is about to work.
 
     A stage that ends leaves its journal and a finished run, one that raises a failed run. Of
-    several processes only the first logs.
+    several processes only the first logs. A stage that goes on brings the journal it had.
     """
-    run = StageRun(Journal(stage))
+    run = StageRun(journal or Journal(stage))
     if int(os.environ.get("RANK", "0")) > 0:
         yield run
         return
@@ -229,10 +249,7 @@ def run_key(params: Params, workspace: Path) -> str:
 
 def _code(workspace: Path) -> list[Path]:
     """The Python files that the stages of dvc.yaml depend on."""
-    path = workspace / "dvc.yaml"
-    stages = read_yaml(path)["stages"].values() if path.exists() else []
-    deps = [dep for stage in stages for dep in stage.get("do", stage).get("deps", [])]
-    names = {dep if isinstance(dep, str) else next(iter(dep)) for dep in deps}
+    names = {name for stage in stages(workspace).values() for name in dependencies(stage)}
     return [workspace / name for name in sorted(names) if name.endswith(".py")]
 
 
@@ -248,10 +265,11 @@ def _open(stage_run: StageRun, params: Params) -> None:
             client.set_tag(newest.info.run_id, "dvc.superseded", run.info.run_id)
     else:
         client.update_run(run.info.run_id, "RUNNING")
-        stage_run.journal.points = _points_in(client, run, stage)
+        stage_run.there = _points_in(client, run, stage)
+        stage_run.unsent = _lacking(stage_run.journal.points, stage_run.there)
     # Only DVC vouches that the journals in the workspace belong to its params and code.
-    stages = list(PREFIXES) if "DVC_STAGE" in os.environ else [stage]
-    for earlier in stages[: stages.index(stage)]:
+    known = list(PREFIXES) if "DVC_STAGE" in os.environ else [stage]
+    for earlier in known[: known.index(stage)]:
         journal = read_journal(earlier, workspace)
         if journal and not _is_in(run, earlier):
             _reuse(client, run, journal, workspace)
@@ -270,15 +288,15 @@ def _connect(params: Params) -> tuple[MlflowClient, str]:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic", "urllib3"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    root, uri, name = _root(), _tracking_uri(), params.runtime.experiment
-    with _locked(root / ".ssda/mlflow.lock"):  # two processes must not both create the tables
+    for name in ("mlflow", "alembic", "urllib3"):  # errors reach `_attempt`, which tells one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    uri, name = _tracking_uri(), params.runtime.experiment
+    with locked(root() / ".ssda/mlflow.lock"):  # two processes must not both create the tables
         client = MlflowClient(uri)
         if found := client.get_experiment_by_name(name):
             return client, found.experiment_id
         local = uri.startswith("sqlite:")
-        location = (root / "mlruns" / name).as_uri() if local else None
+        location = (root() / "mlruns" / name).as_uri() if local else None
         return client, client.create_experiment(name, location)
 
 
@@ -292,7 +310,7 @@ def _create_run(client: MlflowClient, experiment: str, params: Params, key: str)
     from mlflow.entities import Param
 
     exp_name = os.environ.get("DVC_EXP_NAME", "")
-    commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD")
+    commit = os.environ.get("DVC_EXP_BASELINE_REV") or git("rev-parse", "HEAD")
     tags = {"mlflow.source.git.commit": commit, "dvc.exp_name": exp_name}
     tags = {name: value for name, value in tags.items() if value}
     tags |= {"dvc.run_key": key, "host": socket.gethostname()}
@@ -314,11 +332,7 @@ def _reuse(client: MlflowClient, run: Run, journal: Journal, workspace: Path) ->
 def _fill_in(client: MlflowClient, run: Run, journal: Journal, workspace: Path) -> None:
     """Send what the run lacks of a journal."""
     there = _points_in(client, run, journal.stage)
-    lacking = {
-        name: {step: points[step] for step in points.keys() - there.get(name, {})}
-        for name, points in journal.points.items()
-    }
-    _send_points(client, run.info.run_id, lacking)
+    _send_points(client, run.info.run_id, _lacking(journal.points, there))
     for name, folder in journal.artifacts.items():
         if (workspace / name).exists():
             client.log_artifact(run.info.run_id, str(workspace / name), folder or None)
@@ -347,6 +361,23 @@ def _points_in(client: MlflowClient, run: Run, stage: str) -> Points:
     }
 
 
+def _lacking(points: Points, there: Points) -> Points:
+    """Points that are not there, by name and step."""
+    return {
+        name: {step: value for step, value in values.items() if step not in there.get(name, {})}
+        for name, values in points.items()
+    }
+
+
+def _parted(points: Points, step: int) -> tuple[Points, Points]:
+    """Points up to a step, and those after it; names without points are left out."""
+    parts: tuple[Points, Points] = {}, {}
+    for name, values in points.items():
+        for at, value in values.items():
+            parts[at > step].setdefault(name, {})[at] = value
+    return parts
+
+
 def _batches(values: list[Any], size: int) -> Iterator[list[Any]]:
     return (values[start : start + size] for start in range(0, len(values), size))
 
@@ -372,21 +403,7 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _tracking_uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_root() / 'mlflow.db'}"
-
-
-def _root() -> Path:
-    """The main repository: where DVC works in a temporary folder, DVC_ROOT leads back to it."""
-    return Path(os.environ.get("DVC_ROOT") or _git("rev-parse", "--show-toplevel")).resolve()
-
-
-def _git(*arguments: str) -> str:
-    """Output of a git command; empty where it fails."""
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True)
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
 
 
 def _unreachable(error: Exception) -> str:
@@ -396,30 +413,16 @@ def _unreachable(error: Exception) -> str:
     return f"MLflow ({address}): {type(error).__name__}: {reason[:120]}"
 
 
-@contextmanager
-def _locked(path: Path) -> Generator[None]:
-    """Holds a lock between processes, where the system has file locks."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _sync_workspace(params_file: str) -> None:
     params = load_params(params_file)
     status = [sys.executable, "-m", "dvc", "status", "--quiet", *PREFIXES]
     if subprocess.run(status, capture_output=True).returncode != 0:
         raise ValueError("the workspace is not what its stages left: run `dvc repro` first")
     try:
-        stages = sync(params, Path())
+        filled = sync(params, Path())
     except Exception as error:
         raise ValueError(_unreachable(error)) from error
-    print(f"filled in: {', '.join(stages)}" if stages else "nothing to fill in")
+    print(f"filled in: {', '.join(filled)}" if filled else "nothing to fill in")
 
 
 def main() -> None:

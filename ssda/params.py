@@ -300,6 +300,8 @@ class Runtime(Section):
     """Images a forward pass while evaluating."""
     log_every: PositiveCount
     """Steps between points of a training curve."""
+    save_every: Count
+    """Steps between saved states; 0 saves at the end and when asked to stop."""
     progress: bool
     """Show progress bars on a terminal."""
     experiment: Annotated[str, Field(min_length=1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssda.datasets.batches import SourceBatch, TargetBatch
-from ssda.datasets.index import Index
+from ssda.datasets.index import Index, Record
 from ssda.datasets.sampling import draw_crop, random_corner, rare_class_sampler
 from ssda.params import Images, Margins, Sampling
 from ssda.randomness import generator
@@ -83,12 +84,7 @@ class SourceSamples(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         """Image (3, h, w) uint8 and label (h, w) uint8."""
-        rng = generator(self.random_state, self.purpose, i)
-        if self.sampler is None:
-            position, wanted = int(rng.integers(len(self.records))), None
-        else:
-            position, wanted = self.sampler.draw(rng)
-        source, record = self.records[position]
+        rng, source, record, wanted = self._draw(i)
         image = read_image(source.image_path(record), source.size)
         label = read_label(source.label_path(record), source.size)
         y, x = draw_crop(
@@ -101,6 +97,19 @@ class SourceSamples(Dataset[tuple[Tensor, Tensor]]):
         )
         flip = rng.random() < 0.5
         return _cut(image, y, x, self.crop, flip), _cut(label, y, x, self.crop, flip)
+
+    def file(self, i: int) -> Path:
+        """The image that sample i is cut from."""
+        _, source, record, _ = self._draw(i)
+        return source.image_path(record)
+
+    def _draw(self, i: int) -> tuple[np.random.Generator, Index, Record, int | None]:
+        """What goes on drawing, the image and its set, and the class it was drawn for."""
+        rng = generator(self.random_state, self.purpose, i)
+        if self.sampler is None:
+            return rng, *self.records[int(rng.integers(len(self.records)))], None
+        position, wanted = self.sampler.draw(rng)
+        return rng, *self.records[position], wanted
 
 
 class TargetSamples(Dataset[tuple[Tensor, Tensor]]):
@@ -117,14 +126,18 @@ class TargetSamples(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         """Image (3, h, w) uint8 and what counts of it, (h, w) bool."""
-        count = len(self.index.records)
-        position = _epoch_order(self.random_state, i // count, count)[i % count]
-        image = read_image(self.index.image_path(self.index.records[position]), self.size)
+        image = read_image(self.file(i), self.size)
         counted = counted_pixels(image.shape[:2], self.margins)
         rng = generator(self.random_state, "target", i)
         y, x = random_corner(image.shape[:2], self.crop, rng)
         flip = rng.random() < 0.5
         return _cut(image, y, x, self.crop, flip), _cut(counted, y, x, self.crop, flip)
+
+    def file(self, i: int) -> Path:
+        """The image that sample i is cut from."""
+        count = len(self.index.records)
+        position = _epoch_order(self.random_state, i // count, count)[i % count]
+        return self.index.image_path(self.index.records[position])
 
 
 class EvaluationSamples(Dataset[tuple[Tensor, Tensor | None]]):
@@ -165,6 +178,11 @@ def target_batches(
         yield TargetBatch(images, counted)
 
 
+def batch_files(samples: SourceSamples | TargetSamples, step: int, batch_size: int) -> list[Path]:
+    """The images of a step's batch."""
+    return [samples.file(i) for i in range(step * batch_size, (step + 1) * batch_size)]
+
+
 def counted_pixels(size: tuple[int, ...], margins: Margins) -> np.ndarray:
     """(H, W) bool, False on the rims of an image of that size."""
     height, width = size
@@ -187,11 +205,23 @@ def check_crop(index: Index, size: Size | None, crop: Size) -> None:
 def _load(samples: Any, steps: range, batch_size: int, workers: int) -> Iterator[list[Tensor]]:
     numbers = range(steps.start * batch_size, steps.stop * batch_size)
     try:
-        yield from DataLoader(samples, batch_size, sampler=numbers, num_workers=workers)
+        yield from DataLoader(
+            samples,
+            batch_size,
+            sampler=numbers,
+            num_workers=workers,
+            worker_init_fn=_ignore_signals,
+        )
     except ValueError as error:  # a worker's message is its whole traceback
         raise ValueError(
             str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
         ) from error
+
+
+def _ignore_signals(_: int) -> None:
+    """Workers go on while training saves; they end with the process that they load for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @lru_cache(maxsize=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -13,11 +14,12 @@ from ssda.datasets.loading import (
     EvaluationSamples,
     SourceSamples,
     TargetSamples,
+    batch_files,
     source_batches,
     target_batches,
 )
 from ssda.engine.evaluation import image_batches
-from ssda.engine.training import StepRecord, train
+from ssda.engine.training import Progress, StepRecord, create_optimiser, train
 from ssda.labels import LabelSpace
 from ssda.method.adaptation import Networks, Task, joint_step
 from ssda.method.source import frozen_encoder
@@ -68,7 +70,12 @@ def start_networks(student: Segmenter, target: Index, params: Params) -> Network
 
 
 def adapt_steps(
-    networks: Networks, sources: Sequence[Index], target: Index, params: Params, space: LabelSpace
+    networks: Networks,
+    sources: Sequence[Index],
+    target: Index,
+    params: Params,
+    space: LabelSpace,
+    progress: Progress | None = None,
 ) -> Iterator[StepRecord]:
     """Adapt; yields a record a step. The teacher is the result.
 
@@ -78,25 +85,20 @@ def adapt_steps(
         target: the target's train split, without labels.
         params: everything.
         space: classes.
+        progress: where to go on; from the start without it.
     """
     settings = params.adapt
     device = networks.student.device
+    progress = progress or Progress(create_optimiser(networks.student, settings.optimiser), 0)
     frequencies = torch.from_numpy(class_frequencies(sources))
     ratios = keep_ratios(frequencies, beta=settings.uncertainty.beta).to(device)
     task = Task(settings, ratios, space.things, params.random_state)
-    steps = range(settings.iterations)
-    labelled = source_batches(
-        SourceSamples(sources, params.images, params.sampling, params.random_state, "adapt"),
-        steps,
-        settings.batch_size,
-        params.runtime.workers,
-    )
-    unlabelled = target_batches(
-        TargetSamples(target, params.images, settings.margins, params.random_state),
-        steps,
-        settings.batch_size,
-        params.runtime.workers,
-    )
+    steps = range(progress.steps, settings.iterations)
+    games = SourceSamples(sources, params.images, params.sampling, params.random_state, "adapt")
+    cities = TargetSamples(target, params.images, settings.margins, params.random_state)
+    workers = params.runtime.workers
+    labelled = source_batches(games, steps, settings.batch_size, workers)
+    unlabelled = target_batches(cities, steps, settings.batch_size, workers)
 
     def add_gradients(batch: tuple[SourceBatch, TargetBatch], step: int) -> dict[str, torch.Tensor]:
         return joint_step(networks, batch[0].to(device), batch[1].to(device), task, step)
@@ -104,12 +106,20 @@ def adapt_steps(
     def after_update(step: int) -> None:
         update_teacher(networks.teacher, networks.student, step, settings.teacher_momentum)
 
-    pairs = zip(labelled, unlabelled, strict=True)
+    def files(step: int) -> list[Path]:
+        return [
+            path
+            for samples in (games, cities)
+            for path in batch_files(samples, step, settings.batch_size)
+        ]
+
     yield from train(
         networks.student,
         settings.optimiser,
         settings.iterations,
-        pairs,
+        zip(labelled, unlabelled, strict=True),
         add_gradients,
         after_update,
+        progress=progress,
+        files=files,
     )

@@ -26,7 +26,10 @@ def save_network(path: Path, network: Segmenter, model: Model, space: LabelSpace
         name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
     }
     metadata = {"ssda": json.dumps(description)}
-    write_atomically(path, lambda partial: save_file(state, str(partial), metadata))
+    try:
+        write_atomically(path, lambda partial: save_file(state, str(partial), metadata))
+    except SafetensorError as error:  # a full disk, most often
+        raise OSError(f"{path}: cannot be written: {error}") from error
 
 
 def load_network(path: Path) -> tuple[Segmenter, LabelSpace]:

@@ -8,8 +8,8 @@ import torch
 
 from ssda.datasets.batches import SourceBatch
 from ssda.datasets.index import Index
-from ssda.datasets.loading import SourceSamples, source_batches
-from ssda.engine.training import StepRecord, train
+from ssda.datasets.loading import SourceSamples, batch_files, source_batches
+from ssda.engine.training import Progress, StepRecord, create_optimiser, train
 from ssda.method.source import source_gradients
 from ssda.networks.encoders import load_imagenet_weights
 from ssda.networks.segmenter import Segmenter
@@ -28,7 +28,10 @@ def imagenet_network(params: Params, num_classes: int) -> Segmenter:
 
 
 def pretrain_steps(
-    network: Segmenter, sources: Sequence[Index], params: Params
+    network: Segmenter,
+    sources: Sequence[Index],
+    params: Params,
+    progress: Progress | None = None,
 ) -> Iterator[StepRecord]:
     """Train on the labelled source; yields a record a step.
 
@@ -36,19 +39,28 @@ def pretrain_steps(
         network: as `imagenet_network` gives it, on its device; changed in place.
         sources: the labelled sets.
         params: everything.
+        progress: where to go on; from the start without it.
     """
     settings = params.pretrain
     device = network.device
+    progress = progress or Progress(create_optimiser(network, settings.optimiser), 0)
     samples = SourceSamples(
         sources, params.images, params.sampling, params.random_state, "pretrain"
     )
-    batches = source_batches(
-        samples, range(settings.iterations), settings.batch_size, params.runtime.workers
-    )
+    steps = range(progress.steps, settings.iterations)
+    batches = source_batches(samples, steps, settings.batch_size, params.runtime.workers)
 
     def add_gradients(batch: SourceBatch, step: int) -> dict[str, torch.Tensor]:
         dropout = generators(params.random_state, "pretrain dropout", step, settings.batch_size)
         return source_gradients(network, batch.to(device), dropout)
 
     network.train()
-    yield from train(network, settings.optimiser, settings.iterations, batches, add_gradients)
+    yield from train(
+        network,
+        settings.optimiser,
+        settings.iterations,
+        batches,
+        add_gradients,
+        progress=progress,
+        files=lambda step: batch_files(samples, step, settings.batch_size),
+    )

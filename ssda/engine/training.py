@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Optimiser
@@ -16,6 +17,21 @@ from ssda.params import Optimiser
 BatchType = TypeVar("BatchType")
 WARMUP_START = 1e-6
 """Factor of the learning rate at the first step of a warm-up."""
+PATIENCE = 10
+"""Steps in a row with numbers that are not finite, after which training stops."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is.
+
+    Attributes:
+        optimiser: as `create_optimiser` gives it, with its moments.
+        steps: that are done; the next one has this number.
+    """
+
+    optimiser: torch.optim.AdamW
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -26,11 +42,13 @@ class StepRecord:
         step: number of the step, from 0.
         learning_rate: the encoder's.
         report: detached tensors, still on the device; `scalars` brings them off it.
+        problem: what was not finite, so that the step changed nothing; None in a good step.
     """
 
     step: int
     learning_rate: float
     report: dict[str, Tensor]
+    problem: str | None = None
 
     def scalars(self) -> dict[str, float]:
         """The report's scalars as numbers."""
@@ -44,33 +62,55 @@ def train(
     batches: Iterable[BatchType],
     add_gradients: Callable[[BatchType, int], dict[str, Tensor]],
     after_update: Callable[[int], None] | None = None,
+    *,
+    progress: Progress,
+    files: Callable[[int], list[Path]],
 ) -> Iterator[StepRecord]:
     """Train a network, one optimiser step a batch.
+
+    A step in which a loss or a gradient is not finite is left out: weights, buffers and moments
+    stay as they were.
 
     Args:
         network: in training mode.
         settings: of the optimiser.
-        iterations: length of the learning-rate schedule, and of `batches`.
-        batches: one a step.
+        iterations: length of the learning-rate schedule.
+        batches: one for each step that is still to do.
         add_gradients: adds a batch's gradients to the network's, returns its report.
         after_update: called with the step's number once the weights have changed.
+        progress: where to begin.
+        files: the images in a step's batch, for messages.
 
     Raises:
-        FloatingPointError: a loss is not finite; the message names step and loss.
+        FloatingPointError: PATIENCE steps in a row were left out; the message names the last step,
+            what was not finite and the files.
     """
-    optimiser = create_optimiser(network, settings)
+    optimiser = progress.optimiser
     rates = [group["lr"] for group in optimiser.param_groups]
-    for step, batch in enumerate(batches):
+    left_out = 0
+    for step, batch in enumerate(batches, progress.steps):
         factor = learning_rate_factor(step, iterations, settings.warmup)
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * factor
         optimiser.zero_grad()
+        buffers = [buffer.clone() for buffer in network.buffers()]
         report = add_gradients(batch, step)
-        check_finite(report, step)
-        optimiser.step()
-        if after_update is not None:
-            after_update(step)
-        yield StepRecord(step, settings.learning_rate * factor, report)
+        problem = find_problem(network, report)
+        if problem is None:
+            left_out = 0
+            optimiser.step()
+            if after_update is not None:
+                after_update(step)
+        else:
+            left_out += 1
+            for buffer, before in zip(network.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        yield StepRecord(step, settings.learning_rate * factor, report, problem)
+        if left_out == PATIENCE:
+            raise FloatingPointError(
+                f"step {step}: {problem}, the {PATIENCE}th step in a row that is not finite; "
+                f"images: {', '.join(map(str, files(step)))}; lower optimiser.learning_rate"
+            )
 
 
 def create_optimiser(network: Segmenter, settings: Optimiser) -> torch.optim.AdamW:
@@ -100,11 +140,17 @@ def learning_rate_factor(step: int, iterations: int, warmup: int) -> float:
     return decay * (1.0 - (1.0 - step / warmup) * (1.0 - WARMUP_START))
 
 
-def check_finite(report: dict[str, Tensor], step: int) -> None:
-    """FloatingPointError that names the first loss that is not finite."""
+def find_problem(network: nn.Module, report: dict[str, Tensor]) -> str | None:
+    """What is not finite, such as "loss_mix = nan"; None where all losses and gradients are.
+
+    Reads one number off the device: as all lies on it in one sum, a step waits once.
+    """
     losses = {name: value for name, value in report.items() if name.startswith("loss_")}
-    total = torch.stack(list(losses.values())).sum() if losses else torch.zeros(())
-    if math.isfinite(float(total)):
-        return
-    name, value = next((n, v) for n, v in losses.items() if not math.isfinite(float(v)))
-    raise FloatingPointError(f"step {step}: {name} = {float(value)}; lower optimiser.learning_rate")
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if math.isfinite(float(torch.stack([norm, *losses.values()]).sum())):
+        return None
+    for name, value in {**losses, "norm of the gradient": norm}.items():
+        if not math.isfinite(float(value)):
+            return f"{name} = {float(value)}"
+    return "sum of the losses is not finite"

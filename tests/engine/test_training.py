@@ -1,7 +1,17 @@
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
-from ssda.engine.training import check_finite, create_optimiser, learning_rate_factor, train
+from ssda.engine.training import (
+    Progress,
+    StepRecord,
+    create_optimiser,
+    learning_rate_factor,
+    train,
+)
 from ssda.networks.segmenter import Segmenter
 from tests.conftest import make_model, make_params
 
@@ -56,14 +66,17 @@ def test_training_changes_weights_and_tells_each_step() -> None:
         loss.backward()
         return {"loss_square": loss.detach()}
 
+    settings = make_params({"pretrain.optimiser.warmup": 0}).pretrain.optimiser
     records = list(
         train(
             network,
-            make_params({"pretrain.optimiser.warmup": 0}).pretrain.optimiser,
+            settings,
             3,
             [torch.rand(2, 3, 32, 32)] * 3,
             add_gradients,
             updates.append,
+            progress=Progress(create_optimiser(network, settings), 0),
+            files=no_files,
         )
     )
     assert [record.step for record in records] == updates == [0, 1, 2]
@@ -72,7 +85,60 @@ def test_training_changes_weights_and_tells_each_step() -> None:
     assert not torch.equal(before, network.classifier.convolutions[0].weight)
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_name() -> None:
-    report = {"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(float("nan"))}
-    with pytest.raises(FloatingPointError, match="step 7: loss_b = nan"):
-        check_finite(report, 7)
+def no_files(_: int) -> list[Path]:
+    return []
+
+
+def broken_training(network: Segmenter, bad: set[int], spoil: str) -> Iterator[StepRecord]:
+    """Twenty steps, of which some have a loss or a gradient that is no number."""
+
+    def add_gradients(batch: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        factor = float("nan") if step in bad and spoil == "loss" else 1.0
+        loss = network(batch * factor).square().mean()
+        loss.backward()
+        if step in bad and spoil == "gradient":
+            gradient = next(network.parameters()).grad
+            assert gradient is not None
+            gradient[0] = float("inf")
+        return {"loss_square": loss.detach()}
+
+    settings = make_params().pretrain.optimiser
+    torch.manual_seed(1)
+    batches = [torch.rand(2, 3, 32, 32)] * 20
+    progress = Progress(create_optimiser(network, settings), 0)
+    return train(
+        network,
+        settings,
+        20,
+        batches,
+        add_gradients,
+        progress=progress,
+        files=lambda step: [Path(f"image {step}.png")],
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [("loss", "loss_square = nan"), ("gradient", "norm of the gradient = inf")],
+)
+def test_a_step_that_is_not_finite_changes_nothing(spoil: str, problem: str) -> None:
+    network = small_network()
+    before: dict[str, torch.Tensor] = {}
+    for record in broken_training(network, {2, 3}, spoil):
+        state = copy.deepcopy(network.state_dict())
+        assert record.problem == (problem if record.step in (2, 3) else None)
+        same = [torch.equal(value, before[name]) for name, value in state.items() if before]
+        assert all(same) if record.step in (2, 3) else not same or not all(same)
+        assert all(value.isfinite().all() for value in state.values())
+        before = state
+
+
+def test_too_many_such_steps_in_a_row_stop_with_what_is_needed_to_look() -> None:
+    network = small_network()
+    steps = broken_training(network, {1, *range(3, 20)}, "loss")
+    with pytest.raises(
+        FloatingPointError,
+        match=r"step 12: loss_square = nan, the 10th step in a row.*image 12\.png.*learning_rate",
+    ):
+        list(steps)
+    assert all(value.isfinite().all() for value in network.state_dict().values())

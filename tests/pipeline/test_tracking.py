@@ -1,17 +1,26 @@
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from pipeline import tracking
-from pipeline.tracking import JOURNALS, register_model, run_key, stage_run, sync
+from pipeline.tracking import (
+    JOURNALS,
+    from_json,
+    register_model,
+    run_key,
+    stage_run,
+    sync,
+    to_json,
+)
 from ssda.params import Params, load_params
 
 # MLflow's own use of SQLAlchemy.
@@ -143,13 +152,59 @@ def test_values_that_are_no_number_are_skipped(params: Params, root: Path) -> No
     assert list(json.loads((JOURNALS / "adapt.json").read_text())["metrics"]) == ["adapt/d"]
 
 
-def test_many_points_arrive_once(
+def test_points_are_sent_once_their_step_is_saved(params: Params, root: Path) -> None:
+    with stage_run("pretrain", params) as stage:
+        (run,) = runs(root, params)
+        for step in range(1, 31):
+            stage.metrics({"loss": step / 2}, step)
+        for saved, there in ((0, 0), (10, 10), (10, 10), (20, 20)):
+            stage.release(saved)
+            if stage.sending:
+                stage.sending.result()
+            assert len(curve(root, run, "pretrain/loss")) == there
+    assert curve(root, run, "pretrain/loss") == [(step, step / 2) for step in range(1, 31)]
+
+
+def test_a_slow_server_is_not_waited_for(
     params: Params, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "SEND_EVERY", 0.0)
-    work("pretrain", params, steps=30)
+    send = MlflowClient.log_batch
+    calls: list[int] = []
+
+    def slowly(client: MlflowClient, *arguments: object, **more: object) -> None:
+        calls.append(1)
+        time.sleep(0.5)
+        send(client, *arguments, **more)  # pyright: ignore[reportArgumentType]
+
+    with stage_run("adapt", params) as stage:
+        monkeypatch.setattr(MlflowClient, "log_batch", slowly)
+        start = time.monotonic()
+        for step in range(1, 101):
+            stage.metrics({"loss": step / 2}, step)
+            stage.release(step)
+        assert time.monotonic() - start < 0.4
+    assert len(calls) == 2, "what is left goes in one piece"
     (run,) = runs(root, params)
-    assert len(curve(root, run, "pretrain/loss")) == 30
+    assert len(curve(root, run, "adapt/loss")) == 100
+
+
+@pytest.mark.soak  # SQLite waits for 20 seconds
+def test_a_locked_database_costs_one_line(
+    params: Params, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work("convert", params)  # makes the experiment
+    with stage_run("adapt", params) as stage:
+        with closing(sqlite3.connect(root / "mlflow.db", isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            stage.metrics({"loss": 1.0}, 1)
+            stage.release(1)
+            assert stage.sending is not None
+            stage.sending.result()
+            other.execute("ROLLBACK")
+        stage.metrics({"loss": 2.0}, 2)
+    error = capsys.readouterr().err
+    assert "database is locked" in error and error.count("\n") == 1
+    assert curve(root, runs(root, params)[-1], "adapt/loss") == [(1, 1.0), (2, 2.0)]
 
 
 def test_reused_stage_is_filled_in(params: Params, root: Path) -> None:
@@ -192,24 +247,41 @@ def test_stage_that_runs_again_starts_a_fresh_run(params: Params, root: Path) ->
 
 
 def test_interrupted_stage_goes_on(params: Params, root: Path) -> None:
+    """With the journal that was saved with its state; what was not saved is told again."""
     with pytest.raises(RuntimeError, match="boom"), stage_run("adapt", params) as stage:
-        stage.metrics({"loss": 0.0}, 0)
-        stage.metrics({"loss": 0.5}, 1)
+        stage.metrics({"loss": 0.0}, 1)
+        stage.metrics({"loss": 0.5}, 2)
+        stage.release(2)
+        saved = json.loads(json.dumps(to_json(stage.journal)))
+        stage.metrics({"loss": 0.9}, 3)
         raise RuntimeError("boom")
     (run,) = runs(root, params)
     assert run.info.status == "FAILED"
-    assert curve(root, run, "adapt/loss") == [(0, 0.0), (1, 0.5)]
+    assert curve(root, run, "adapt/loss") == [(1, 0.0), (2, 0.5)]
     assert "dvc.stage.adapt" not in run.data.tags
     assert not JOURNALS.exists()
-    with stage_run("adapt", params) as stage:
-        stage.metrics({"loss": 0.5}, 1)
-        stage.metrics({"loss": 1.0}, 2)
+    with stage_run("adapt", params, from_json(saved)) as stage:
+        stage.metrics({"loss": 0.5}, 2)
+        stage.metrics({"loss": 1.0}, 3)
     (run,) = runs(root, params)
     assert run.info.status == "FINISHED"
-    expected = [(0, 0.0), (1, 0.5), (2, 1.0)]
+    expected = [(1, 0.0), (2, 0.5), (3, 1.0)]
     assert curve(root, run, "adapt/loss") == expected
     journal = json.loads((JOURNALS / "adapt.json").read_text())
     assert journal["metrics"]["adapt/loss"] == [list(point) for point in expected]
+
+
+def test_points_that_were_saved_but_not_sent_are_sent_when_the_stage_goes_on(
+    params: Params, root: Path
+) -> None:
+    with pytest.raises(RuntimeError, match="boom"), stage_run("adapt", params) as stage:
+        stage.metrics({"loss": 0.0}, 1)
+        saved = to_json(stage.journal)
+        raise RuntimeError("boom")
+    with stage_run("adapt", params, from_json(saved)) as stage:
+        stage.metrics({"loss": 0.5}, 2)
+    (run,) = runs(root, params)
+    assert curve(root, run, "adapt/loss") == [(1, 0.0), (2, 0.5)]
 
 
 def test_sync_twice_changes_nothing(params: Params, root: Path) -> None:
@@ -289,15 +361,15 @@ def test_what_a_server_missed_is_sent_at_the_end(
     with stage_run("adapt", params) as stage:
         with monkeypatch.context() as patched:
             patched.setattr(MlflowClient, "log_batch", gone)
-            for step in (0, 1):
+            for step in (1, 2):
                 stage.metrics({"loss": step / 2}, step)
+                stage.release(step)
                 stage.sender.submit(int).result()
-                stage.send_at = 0.0
         stage.artifact(Path("code.py"))
     assert capsys.readouterr().err.count("\n") == 1
     (run,) = runs(root, params)
     assert run.info.status == "FINISHED"
-    assert curve(root, run, "adapt/loss") == [(0, 0.0), (1, 0.5)]
+    assert curve(root, run, "adapt/loss") == [(1, 0.5), (2, 1.0)]
     assert [file.path for file in client(root).list_artifacts(run.info.run_id)] == ["code.py"]
     assert "dvc.reused.adapt" not in run.data.tags
 
