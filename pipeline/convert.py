@@ -13,7 +13,7 @@ from pipeline.paths import CONVERTED, METRICS
 from ssda.datasets.conversion import convert_split, write_field_statistics
 from ssda.datasets.index import Index, class_frequencies
 from ssda.files import write_json
-from ssda.params import Params
+from ssda.params import Params, load_params
 
 
 def convert(params: Params) -> dict[str, Any]:
@@ -82,5 +82,25 @@ def main(params: Params) -> None:
         run.artifact(METRICS / "convert.json")
 
 
+def run() -> None:
+    """The command line."""
+    parser = command.parser(__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="write no conversion, say what it would give"
+    )
+    arguments = parser.parse_args()
+
+    def stage() -> None:
+        params = load_params(arguments.params)
+        if arguments.check:
+            from pipeline.check import check
+
+            check(params)
+        else:
+            main(params)
+
+    command.guard(stage, debug=arguments.debug)
+
+
 if __name__ == "__main__":
-    command.run(main, __doc__)
+    run()

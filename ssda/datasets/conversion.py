@@ -58,8 +58,8 @@ class _Task:
 
     layout: Layout
     root: Path
-    labels: Path
-    """Folder of the converted labels."""
+    out: Path | None
+    """Folder of the converted labels; None: nothing is written."""
     found: frozenset[str]
     """Labels that are there."""
     table: NDArray[np.uint8]
@@ -98,40 +98,58 @@ def convert_split(
     Raises ValueError that lists the first problems, one a file, and counts all of them; `out` is as
     it was then.
     """
-    assert {*layout.ids.values()} <= {*space.names}, "check_classes comes first"
-    place = f"{root} ({layout.name}, split {split})"
     unfinished = out.with_name(out.name + ".partial")
     shutil.rmtree(unfinished, ignore_errors=True)
-    images = find_images(layout, root, split)
-    found = frozenset(find_labels(layout, root, split, images) if with_labels else ())
-    if with_labels and not found:
-        raise ValueError(f"{place}: no label matches {layout.labels}")
-    task = _Task(
-        layout, root, unfinished / "labels", found, _table(layout, space), space.num_classes
-    )
-    if with_labels:
-        expected = {image.label for image in images}
-        task.problems += [f"{path}: label without image" for path in found - expected]
-        task.problems += [
-            f"{image.path}: no label {image.label}" for image in images if image.label not in found
-        ]
     try:
-        task.labels.mkdir(parents=True)
-        records = _convert_images(images, task, f"convert {split}", progress)
+        (unfinished / "labels").mkdir(parents=True)
+        records, task = _scan(
+            layout, root, split, unfinished / "labels", space, with_labels, progress
+        )
         if task.problems:
-            raise ValueError(_listed(place, sorted(task.problems)))
+            place = f"{root} ({layout.name}, split {split})"
+            raise ValueError(f"{place}: {listed(task.problems)}")
+        if not with_labels:
+            (unfinished / "labels").rmdir()
         index = Index(out, root, space, records, len(task.resized), size)
-        if with_labels:
-            if not any(any(record.class_pixels or ()) for record in records):
-                raise ValueError(f"{place}: all pixels of all labels are void")
-        else:
-            task.labels.rmdir()
         write_index(replace(index, folder=unfinished))
         shutil.rmtree(out, ignore_errors=True)
         unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return index
+
+
+def check_split(
+    layout: Layout,
+    root: Path,
+    split: str,
+    *,
+    space: LabelSpace,
+    with_labels: bool,
+    progress: bool = False,
+) -> tuple[Index, list[str]]:
+    """What `convert_split` would find, without writing anything.
+
+    Returns an index of the files that are right, whose labels are raw ones below `root`, and the
+    problems, one a file.
+
+    Raises ValueError where there is no image, or no label.
+    """
+    records, task = _scan(layout, root, split, None, space, with_labels, progress)
+    return Index(root, root, space, records, len(task.resized)), task.problems
+
+
+def read_train_ids(path: Path, layout: Layout, space: LabelSpace) -> NDArray[np.uint8]:
+    """A raw label as train ids, (H, W), at its own size; ValueError for a bad file."""
+    return _read_label(path, layout, _table(layout, space))
+
+
+def listed(problems: list[str]) -> str:
+    """One problem as it is; of several the number and the first, a line each."""
+    if len(problems) == 1:
+        return problems[0]
+    more = [f"... and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+    return "\n  ".join([f"{len(problems)} problems", *problems[:LISTED], *more])
 
 
 def write_field_statistics(index: Index, folder: Path) -> None:
@@ -154,6 +172,37 @@ def write_field_statistics(index: Index, folder: Path) -> None:
     write_text(folder / "samples_with_class.json", json.dumps(in_order) + "\n")
 
 
+def _scan(
+    layout: Layout,
+    root: Path,
+    split: str,
+    out: Path | None,
+    space: LabelSpace,
+    with_labels: bool,
+    progress: bool,
+) -> tuple[tuple[Record, ...], _Task]:
+    """Records of what is right; the task has the problems, sorted. Labels go to `out`, if any."""
+    assert {*layout.ids.values()} <= {*space.names}, "check_classes comes first"
+    images = find_images(layout, root, split)
+    found = frozenset(find_labels(layout, root, split, images) if with_labels else ())
+    if with_labels and not found:
+        raise ValueError(f"{root} ({layout.name}, split {split}): no label matches {layout.labels}")
+    task = _Task(layout, root, out, found, _table(layout, space), space.num_classes)
+    if with_labels:
+        expected = {image.label for image in images}
+        task.problems += [f"{path}: label without image" for path in found - expected]
+        task.problems += [
+            f"{image.path}: no label {image.label}" for image in images if image.label not in found
+        ]
+    title = f"{'convert' if out else 'check'} {split}"
+    records = _convert_images(images, task, title, progress)
+    void = with_labels and not any(any(record.class_pixels or ()) for record in records)
+    if void and not task.problems:
+        task.problems.append("all pixels of all labels are void")
+    task.problems.sort()
+    return records, task
+
+
 def _convert_images(
     images: list[RawImage], task: _Task, title: str, progress: bool
 ) -> tuple[Record, ...]:
@@ -172,7 +221,7 @@ def _convert_image(task: _Task, image: RawImage) -> Record | None:
     facts = task.attempt(image.path, lambda path: _image_facts(path, task.layout.size))
     label = None
     if image.label in task.found:
-        label = task.attempt(image.label, lambda path: _read_label(path, task))
+        label = task.attempt(image.label, lambda path: _read_label(path, task.layout, task.table))
     if facts is None:
         return None
     width, height, size = facts
@@ -189,9 +238,12 @@ def _convert_image(task: _Task, image: RawImage) -> Record | None:
         # Train ids are categories: nothing but nearest neighbour keeps them.
         label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
         task.resized.append(image.label)
+    record = replace(record, class_pixels=count_classes(label, task.num_classes))
+    if task.out is None:
+        return replace(record, label=image.label)
     file = image.name + ".png"
-    (task.labels / file).write_bytes(cv2.imencode(".png", label, PNG_OPTIONS)[1].tobytes())
-    return replace(record, label=file, class_pixels=count_classes(label, task.num_classes))
+    (task.out / file).write_bytes(cv2.imencode(".png", label, PNG_OPTIONS)[1].tobytes())
+    return replace(record, label=file)
 
 
 def to_train_ids(raw: NDArray[np.integer], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -237,16 +289,16 @@ def _check_end(path: Path, end: bytes) -> int:
     return size
 
 
-def _read_label(path: Path, task: _Task) -> NDArray[np.uint8]:
+def _read_label(path: Path, layout: Layout, table: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The label as train ids, (H, W)."""
-    raw = _read_values(path, task.layout.values)
-    label = to_train_ids(raw, task.table)
+    raw = _read_values(path, layout.values)
+    label = to_train_ids(raw, table)
     unknown = np.unique(raw[label == UNKNOWN])
     if unknown.size:
-        some = ", ".join(describe(task.layout, raw_id) for raw_id in unknown[:5].tolist())
+        some = ", ".join(describe(layout, raw_id) for raw_id in unknown[:5].tolist())
         more = f" and {unknown.size - 5} more" if unknown.size > 5 else ""
-        word = "colour" if task.layout.values == "colours" else "id"
-        raise ValueError(f"{word} {some}{more}: allowed are {describe_allowed(task.layout)}")
+        word = "colour" if layout.values == "colours" else "id"
+        raise ValueError(f"{word} {some}{more}: allowed are {describe_allowed(layout)}")
     return label
 
 
@@ -283,11 +335,3 @@ def _table(layout: Layout, space: LabelSpace) -> NDArray[np.uint8]:
     table[list(layout.void)] = IGNORE
     table[list(layout.ids)] = [space.names.index(name) for name in layout.ids.values()]
     return table
-
-
-def _listed(place: str, problems: list[str]) -> str:
-    if len(problems) == 1:
-        return f"{place}: {problems[0]}"
-    more = [f"... and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
-    lines = [f"{place}: {len(problems)} problems", *problems[:LISTED], *more]
-    return "\n  ".join(lines)

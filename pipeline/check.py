@@ -1,0 +1,107 @@
+"""What a conversion would give, without one: python -m pipeline.convert --check.
+
+For each split a summary, the problems, and a picture of some images with their labels.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from pipeline.inventory import RawSplit, raw_splits
+from pipeline.report import sheet
+from ssda.datasets.conversion import check_split, listed, read_train_ids
+from ssda.datasets.index import Index, class_frequencies
+from ssda.datasets.loading import SourceSamples, check_crop, read_image
+from ssda.params import Params
+
+PICTURES = Path("data/check")
+SHOWN = 4
+"""Images in a picture."""
+
+
+def check(params: Params) -> None:
+    """Print what each split holds and what is wrong with it; draw a picture a labelled split.
+
+    Raises ValueError with the number of problems, where there are some.
+    """
+    count = 0
+    sources: list[Index] = []
+    for raw in raw_splits(params):
+        print(f"{raw.name}: {raw.root} ({raw.layout.name}, split {raw.split})")
+        try:
+            index, problems = check_split(
+                raw.layout,
+                raw.root,
+                raw.split,
+                space=raw.space,
+                with_labels=raw.with_labels,
+                progress=params.runtime.progress and sys.stderr.isatty(),
+            )
+            for line in summary(index, raw):
+                print(f"  {line}")
+            labelled = any(record.label for record in index.records)
+            if labelled:
+                print(f"  picture: {draw(index, raw)}")
+            fits = index.records and not problems
+            if fits and raw.name.startswith("sources/"):
+                sources.append(replace(index, size=raw.size))
+                SourceSamples(sources[-1:], params.images, params.sampling, 0, "check")
+            elif fits and raw.name == "target/train":
+                check_crop(index, params.images.target_size, params.images.crop)
+        except ValueError as error:
+            problems = [str(error)]
+        if problems:
+            print(f"  {listed(problems)}")
+        count += len(problems)
+    if len(sources) > 1:
+        print(f"sources together\n  {shares(sources)}")
+    if count:
+        raise ValueError(f"{count} problem{'s' if count > 1 else ''}, see above")
+
+
+def summary(index: Index, raw: RawSplit) -> list[str]:
+    """Lines about number, sizes and classes of the images that are right."""
+    sizes = Counter((record.width, record.height) for record in index.records)
+    common = [f"{w} x {h} ({n})" for (w, h), n in sizes.most_common(5)]
+    more = [f"{len(sizes) - 5} other sizes"] if len(sizes) > 5 else []
+    lines = [f"{len(index.records)} images, pixels: {', '.join(common + more)}"]
+    if not raw.with_labels:
+        return [*lines, "labels are not looked for"]
+    count = sum(record.label is not None for record in index.records)
+    lines.append(f"{count} labels, {index.labels_resized} of them of another size than the image")
+    if any(any(record.class_pixels or ()) for record in index.records):
+        lines.append(shares([index]))
+    return lines
+
+
+def shares(indexes: list[Index]) -> str:
+    """The share of each class in the labelled pixels, and what is never shown."""
+    names = indexes[0].space.names
+    found = dict(zip(names, class_frequencies(indexes).tolist(), strict=True))
+    absent = [name for name, share in found.items() if share == 0]
+    there = [f"{name} {share:.2%}" for name, share in found.items() if share > 0]
+    return ", ".join(there) + (f"; never shown: {', '.join(absent)}" if absent else "")
+
+
+def draw(index: Index, raw: RawSplit) -> Path:
+    """A picture of a few images, spread over the split: image, labels, both."""
+    records = [record for record in index.records if record.label is not None]
+    palette = index.space.palette()
+    rows: list[list[np.ndarray]] = []
+    for record in records[:: max(1, len(records) // SHOWN)][:SHOWN]:
+        image = read_image(index.image_path(record))
+        assert record.label is not None
+        label = read_train_ids(raw.root / record.label, raw.layout, raw.space)
+        size = (record.width, record.height)
+        label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT).astype(np.uint8)
+        overlay = cv2.addWeighted(image, 0.5, palette[label], 0.5, 0.0).astype(np.uint8)
+        rows.append([image, label, overlay])
+    path = PICTURES / f"{raw.name.replace('/', '_')}.png"
+    sheet(path, ["image", "labels (black: void)", "both"], rows, index.space)
+    return path
