@@ -91,6 +91,11 @@ class Job:
     pretraining: Params
     params: Params
 
+    @property
+    def address(self) -> tuple[str, float, str, int]:
+        """As its result's."""
+        return self.setting, self.difficulty, self.variant, self.random_state
+
 
 def main() -> None:
     """Run what is missing, a line each."""
@@ -110,8 +115,8 @@ def main() -> None:
         for name in arguments.variants
         for state in arguments.states
     ]
-    done = {result.key for result in read_results(arguments.out)}
-    missing = [job for job in jobs if job.key not in done]
+    done = {(result.address, result.key) for result in read_results(arguments.out)}
+    missing = [job for job in jobs if (job.address, job.key) not in done]
     print(f"{len(jobs) - len(missing)} runs are there, {len(missing)} to do", flush=True)
     threads = arguments.threads or max(1, (os.cpu_count() or 1) // arguments.jobs)
     starts = {
