@@ -74,6 +74,13 @@ VARIANTS: dict[str, Variant] = {
     "target_1": Variant("full, w_t = 1", {"adapt.losses.target": 1.0}),
     "target_001": Variant("full, w_t = 0.01", {"adapt.losses.target": 0.01}),
     "faster": Variant("full, twice the learning rate", {"adapt.optimiser.learning_rate": 3e-4}),
+    "paper_ratio": Variant(
+        "full, w_t = 1, w_crf = 0.1", {"adapt.losses.target": 1.0, "adapt.trucrf.weight": 0.1}
+    ),
+    "seed_30": Variant(
+        "full, w_t = 1, w_seed = 3, w_crf = 0.1",
+        {"adapt.losses.target": 1.0, "adapt.losses.seed": 3.0, "adapt.trucrf.weight": 0.1},
+    ),
     "fastest": Variant(
         "full, four times the learning rate", {"adapt.optimiser.learning_rate": 6e-4}
     ),
