@@ -34,7 +34,7 @@ def test_every_variant_is_valid_and_differs_from_all_others(setting: str) -> Non
 def test_variants_share_the_pretraining_of_a_state() -> None:
     names = [name for name in VARIANTS if name != "short_pretraining"]
     jobs = [job("screen", 1.0, name, 3, "data") for name in names]
-    assert len({job.pretraining for job in jobs}) == 1
+    assert len({job.pretraining.model_dump_json() for job in jobs}) == 1
 
 
 def test_a_run_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
