@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -293,6 +293,30 @@ def _base(pattern: str) -> str:
 
 
 def _matches(root: Path, pattern: str) -> list[str]:
+    """Sorted paths below root that match; ValueError where links lead to a folder twice."""
+    if "**" in pattern:
+        return sorted(_walk(root, pattern))
     escaped = glob.escape(pattern).replace("[*]", "*")
     found = glob.glob(escaped, root_dir=root, recursive=True)
     return sorted(path.replace(os.sep, "/") for path in found)
+
+
+def _walk(root: Path, pattern: str) -> Generator[str]:
+    """As glob does it, but for loops of links, which it follows for ever."""
+    parts = ["(?:(?!\\.)[^/]+/)*" if part == "**" else _part(part) for part in pattern.split("/")]
+    expression = re.compile("".join(parts).removesuffix("/"))
+    seen: dict[str, str] = {}
+    for folder, _, files in os.walk(root / _base(pattern), followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            raise ValueError(f"{folder}: a link to {seen[real]}, whose files would come twice")
+        seen[real] = folder
+        for file in files:
+            path = os.path.relpath(os.path.join(folder, file), root).replace(os.sep, "/")
+            if expression.fullmatch(path):
+                yield path
+
+
+def _part(pattern: str) -> str:
+    hidden = "(?!\\.)" if pattern.startswith("*") else ""
+    return hidden + re.escape(pattern).replace("\\*", "[^/]*") + "/"

@@ -1,3 +1,4 @@
+import glob
 import pickle
 from pathlib import Path
 
@@ -179,6 +180,17 @@ def test_repeated_names_take_their_folder(tmp_path: Path) -> None:
     touch(tmp_path, "rgb/a_b/1.png")
     with pytest.raises(ValueError, match=r"a/b/1\.png and rgb/a_b/1\.png share a name"):
         find_images(layout, tmp_path, "train")
+
+
+def test_any_folder_means_what_it_means_to_glob(tmp_path: Path) -> None:
+    folders = ("", "b/", "b/c/", ".hidden/", "b.d/", "x/b/")
+    touch(tmp_path, *(f"a/{folder}{name}" for folder in folders for name in ("1.png", ".2.png")))
+    touch(tmp_path, "a/b/1_png", "1.png", "a/b/3.jpg")
+    for pattern in ("**/*.png", "a/**/*.png", "a/**/b/*.png", "a/*/**/1.p*", "a/b*/**/*g"):
+        expected = glob.glob(pattern, root_dir=tmp_path, recursive=True)
+        layout = load_layout(custom(tmp_path, f"like: gta\nimages: '{pattern}'\n"))
+        found = [image.path for image in find_images(layout, tmp_path, "train")]
+        assert sorted(found) == sorted(expected) and found
 
 
 @pytest.mark.parametrize(
