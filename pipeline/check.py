@@ -50,7 +50,7 @@ def check(params: Params) -> None:
                 print(f"  picture: {draw(index, raw)}")
             fits = index.records and not problems
             if fits and raw.name.startswith("sources/"):
-                sources.append(replace(index, size=raw.size))
+                sources.append(replace(index, resize=raw.resize))
                 SourceSamples(sources[-1:], params.images, params.sampling, 0, "check")
             elif fits and raw.name == "target/train":
                 check_crop(index, params.images.target_size, params.images.crop)

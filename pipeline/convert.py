@@ -33,7 +33,7 @@ def convert(params: Params) -> dict[str, Any]:
                 raw.split,
                 unfinished / raw.name,
                 with_labels=raw.with_labels,
-                size=raw.size,
+                resize=raw.resize,
                 space=raw.space,
                 progress=params.runtime.progress and sys.stderr.isatty(),
             )

@@ -31,7 +31,7 @@ class RawSplit:
     split: str
     space: LabelSpace
     with_labels: bool
-    size: Size | None
+    resize: Size | None
 
 
 def raw_splits(params: Params) -> list[RawSplit]:
@@ -44,8 +44,8 @@ def raw_splits(params: Params) -> list[RawSplit]:
     def split(name: str, raw: Source | Target, split: str, *, labelled: bool = True) -> RawSplit:
         layout = load_layout(raw.layout)
         check_classes(layout, space, params.labels)
-        size = raw.size if isinstance(raw, Source) else None
-        return RawSplit(name, layout, Path(raw.root), split, space, labelled, size)
+        resize = raw.resize if isinstance(raw, Source) else None
+        return RawSplit(name, layout, Path(raw.root), split, space, labelled, resize)
 
     target = params.target
     return [

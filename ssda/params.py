@@ -31,7 +31,7 @@ class Source(Section):
     """Folder of the raw set."""
     split: str
     """Split of the raw set."""
-    size: Size | None
+    resize: Size | None
     """(width, height) that training resizes images to; None keeps them."""
     marker: str
     """A file below root, by which DVC joins the stage that makes the raw set."""
@@ -262,15 +262,15 @@ class Adapt(Section):
 class Windows(Section):
     """Sliding windows, (width, height) in pixels of a (resized) target image."""
 
-    size: Size
+    extent: Size
     """Size of a window; cut to the image where that is smaller."""
     step: Size
     """From window to window; no larger than the window."""
 
     @model_validator(mode="after")
     def _covers_the_image(self) -> Windows:
-        if self.step[0] > self.size[0] or self.step[1] > self.size[1]:
-            raise ValueError(f"step {list(self.step)} must be no larger than size")
+        if self.step[0] > self.extent[0] or self.step[1] > self.extent[1]:
+            raise ValueError(f"step {list(self.step)} must be no larger than extent")
         return self
 
 
@@ -335,6 +335,15 @@ class Params(Section):
     """Stage evaluate."""
     runtime: Runtime
     """What changes no result."""
+
+    @field_validator("sources")
+    @classmethod
+    def _are_seen_by_the_run_cache(cls, sources: dict[str, Source]) -> dict[str, Source]:
+        """DVC's run cache overlooks keys of these names: it would give another source's result."""
+        for name in ("size", "nfiles"):
+            if name in sources:
+                raise ValueError(f"{name!r} cannot be the name of a source")
+        return sources
 
     @model_validator(mode="after")
     def _passes_differ(self) -> Params:

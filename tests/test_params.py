@@ -67,8 +67,8 @@ def test_the_detail_is_half_of_the_crop() -> None:
 
 
 def test_windows_leave_no_gap() -> None:
-    with pytest.raises(ValueError, match=r"step \[64, 64\] must be no larger than size"):
-        make_params({"evaluate.windows": {"size": [64, 32], "step": [64, 64]}})
+    with pytest.raises(ValueError, match=r"step \[64, 64\] must be no larger than extent"):
+        make_params({"evaluate.windows": {"extent": [64, 32], "step": [64, 64]}})
 
 
 def test_an_unknown_and_a_missing_key_are_named(tmp_path: Path) -> None:

@@ -86,14 +86,14 @@ def convert_split(
     *,
     space: LabelSpace,
     with_labels: bool,
-    size: Size | None = None,
+    resize: Size | None = None,
     progress: bool = False,
 ) -> Index:
     """Convert a raw split into the folder `out`, which is written as a whole or not at all.
 
     Images are checked (header, size, end of file), not copied. Without labels no label file is
-    looked for or opened. `size` is what training resizes images to, for the index alone. `progress`
-    draws a bar on stderr.
+    looked for or opened. `resize` is what training resizes images to, for the index alone.
+    `progress` draws a bar on stderr.
 
     Raises ValueError that lists the first problems, one a file, and counts all of them; `out` is as
     it was then.
@@ -110,7 +110,7 @@ def convert_split(
             raise ValueError(f"{place}: {listed(task.problems)}")
         if not with_labels:
             (unfinished / "labels").rmdir()
-        index = Index(out, root, space, records, len(task.resized), size)
+        index = Index(out, root, space, records, len(task.resized), resize)
         write_index(replace(index, folder=unfinished))
         shutil.rmtree(out, ignore_errors=True)
         unfinished.rename(out)

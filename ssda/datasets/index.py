@@ -50,7 +50,7 @@ class Index:
     """Sorted by name."""
     labels_resized: int = 0
     """Labels that were brought to the size of their image."""
-    size: Size | None = None
+    resize: Size | None = None
     """(width, height) that training resizes a source's images to; None keeps them."""
 
     def image_path(self, record: Record) -> Path:
@@ -92,9 +92,9 @@ def read_index(folder: str | Path) -> Index:
         content = json.loads(path.read_text(encoding="utf-8"))
         records = tuple(_record(values) for values in content["records"])
         space = parse_space(content["space"], str(path))
-        size = tuple(content["size"]) if content["size"] else None
+        resize = tuple(content["resize"]) if content["resize"] else None
         root, resized = Path(content["root"]), content["labels_resized"]
-        return Index(Path(folder), root, space, records, resized, size)
+        return Index(Path(folder), root, space, records, resized, resize)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file; run dvc repro") from error
     except (ValueError, TypeError, KeyError) as error:
@@ -109,7 +109,7 @@ def write_index(index: Index) -> None:
         "root": index.root.as_posix(),
         "space": index.space.content(),
         "labels_resized": index.labels_resized,
-        "size": index.size,
+        "resize": index.resize,
     }
     head = ",\n".join(f'"{key}": {json.dumps(value)}' for key, value in facts.items())
     write_text(index.folder / "index.json", f'{{{head},\n"records": [\n{lines}\n]}}\n')

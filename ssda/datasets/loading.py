@@ -66,7 +66,7 @@ class SourceSamples(Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         """Samples of labelled sets, pooled; ValueError where an image is smaller than the crop."""
         for source in sources:
-            check_crop(source, source.size, images.crop)
+            check_crop(source, source.resize, images.crop)
         self.records = [(source, record) for source in sources for record in source.records]
         self.crop = images.crop
         self.sampling = sampling
@@ -85,8 +85,8 @@ class SourceSamples(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         """Image (3, h, w) uint8 and label (h, w) uint8."""
         rng, source, record, wanted = self._draw(i)
-        image = read_image(source.image_path(record), source.size)
-        label = read_label(source.label_path(record), source.size)
+        image = read_image(source.image_path(record), source.resize)
+        label = read_label(source.label_path(record), source.resize)
         y, x = draw_crop(
             label,
             self.crop,

@@ -80,7 +80,7 @@ def predict(
         if windows is None:
             return network(inputs)
         height, width = inputs.shape[-2:]
-        window = (min(windows.size[1], height), min(windows.size[0], width))
+        window = (min(windows.extent[1], height), min(windows.extent[0], width))
         step = (windows.step[1], windows.step[0])
         return slide(
             inputs,

@@ -150,7 +150,7 @@ def test_several_sources_are_pooled_each_at_its_size(tmp_path: Path, source: Ind
         tmp_path / "converted",
         space=CITYSCAPES,
         with_labels=True,
-        size=(60, 30),
+        resize=(60, 30),
     )
     assert read_index(synthia.folder) == synthia
     both = SourceSamples([source, synthia], PARAMS.images, PARAMS.sampling, 0, "test")
@@ -175,5 +175,5 @@ def test_several_sources_are_pooled_each_at_its_size(tmp_path: Path, source: Ind
 
 
 def test_resizing_keeps_label_values(source: Index) -> None:
-    _, label = source_samples(replace(source, size=(50, 30)))[0]
+    _, label = source_samples(replace(source, resize=(50, 30)))[0]
     assert set(np.unique(label)) <= {*range(19), 255}

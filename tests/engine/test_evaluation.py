@@ -29,7 +29,7 @@ def images(height: int, width: int, count: int = 1) -> torch.Tensor:
 def test_one_window_as_large_as_the_image_is_the_image(
     network: Segmenter, size: tuple[int, int]
 ) -> None:
-    windows = Windows(size=size, step=(32, 32))
+    windows = Windows(extent=size, step=(32, 32))
     whole = functional.interpolate(predict(network, images(64, 96)), (64, 96), mode="bilinear")
     torch.testing.assert_close(predict(network, images(64, 96), windows=windows), whole)
 
@@ -45,12 +45,12 @@ def test_windows_are_averaged_at_full_size(network: Segmenter, per_pass: int) ->
             full = functional.interpolate(logits, (64, 64), mode="bilinear")
             total[..., y : y + 64, x : x + 64] += full
             count[y : y + 64, x : x + 64] += 1
-    windows = Windows(size=(64, 64), step=(32, 32))
+    windows = Windows(extent=(64, 64), step=(32, 32))
     slid = predict(network, image, windows=windows, per_pass=per_pass)
     torch.testing.assert_close(slid, total / count, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("windows", [None, Windows(size=(64, 64), step=(32, 32))])
+@pytest.mark.parametrize("windows", [None, Windows(extent=(64, 64), step=(32, 32))])
 def test_mirrored_images_have_mirrored_logits(network: Segmenter, windows: Windows | None) -> None:
     image = images(64, 128)
     both = predict(network, image, windows=windows, flip=True)
@@ -64,12 +64,12 @@ def test_mirrored_images_have_mirrored_logits(network: Segmenter, windows: Windo
 
 
 def test_labels_have_the_size_asked_for(network: Segmenter) -> None:
-    windows = Windows(size=(64, 64), step=(32, 32))
+    windows = Windows(extent=(64, 64), step=(32, 32))
     labels = predict_labels(network, images(50, 77)[0], torch.Size((100, 154)), windows=windows)
     assert labels.shape == (100, 154) and labels.dtype == torch.uint8
 
 
-@pytest.mark.parametrize("windows", [None, Windows(size=(64, 64), step=(32, 32))])
+@pytest.mark.parametrize("windows", [None, Windows(extent=(64, 64), step=(32, 32))])
 def test_scoring_keeps_one_batch_of_images(network: Segmenter, windows: Windows | None) -> None:
     """So the peak of memory does not depend on how many images there are."""
     alive: list[weakref.ref[torch.Tensor]] = []

@@ -340,6 +340,11 @@ ROWS: dict[str, tuple[Spoil, Callable[[Any], object], str]] = {
         take_stock,
         r"params\.yaml: sources\.\.\./game\.\[key\] = '\.\./game': string should match pattern",
     ),
+    "source whose name DVC's run cache overlooks": (
+        lambda: edit_params("game:", "size:"),
+        take_stock,
+        r"params\.yaml: sources = .*: 'size' cannot be the name of a source",
+    ),
     "split that is a path": (
         lambda: write_params(target__train="../val"),
         take_stock,

@@ -78,14 +78,14 @@ def test_several_sources_are_pooled_and_old_ones_go(params: Params) -> None:
     game = params.sources["game"]
     for seed in range(2):
         write_pair(Path(f"other/images/{seed}.png"), Path(f"other/labels/{seed}.png"), seed + 7)
-    two = {"a": game.model_copy(update={"root": "other", "size": (12, 8)}), "game": game}
+    two = {"a": game.model_copy(update={"root": "other", "resize": (12, 8)}), "game": game}
     both = params.model_copy(update={"sources": two})
     for name in two:
         inventory(both, name)
     metrics = convert(both)
     sources = read_sources(Path("data/converted/sources"))
     assert [source.folder.name for source in sources] == ["a", "game"]
-    assert [source.size for source in sources] == [(12, 8), None]
+    assert [source.resize for source in sources] == [(12, 8), None]
     assert [metrics["sources"][name]["images"] for name in two] == [2, 3]
     pixels = np.sum([r.class_pixels for source in sources for r in source.records], axis=0)
     shares = list(metrics["class_shares"].values())

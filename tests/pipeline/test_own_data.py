@@ -35,7 +35,7 @@ COLOURS = {
 }
 FENCE, EDGE = (60, 160, 60), (0, 0, 0)  # also tree; void
 SMALL = {
-    "sources.simulator.size": [160, 120],
+    "sources.simulator.resize": [160, 120],
     "images.target_size": [160, 120],
     "images.crop": [96, 64],
     "model.channels": 8,

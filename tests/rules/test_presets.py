@@ -19,7 +19,7 @@ def test_every_preset_is_valid(path: Path) -> None:
     for raw in (*params.sources.values(), params.target):
         check_classes(load_layout(raw.layout), space, params.labels)
     Encoder(params.model)
-    sizes = [raw.size for raw in params.sources.values()]
+    sizes = [raw.resize for raw in params.sources.values()]
     for size in (*sizes, params.images.target_size):
         if size is not None:
             assert size[0] >= params.images.crop[0] and size[1] >= params.images.crop[1]

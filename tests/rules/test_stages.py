@@ -1,6 +1,8 @@
 """Every stage's deps name the source files it imports, and its params the sections it reads."""
 
 import ast
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,12 @@ def test_a_stage_s_section_reruns_no_earlier_stage() -> None:
     for stage in ("convert", *order):
         later = order[order.index(stage) + 1 :] if stage in order else order
         assert not set(later) & set(STAGES[stage]["params"]), stage
+
+
+def test_no_parameter_has_a_name_that_the_run_cache_overlooks() -> None:
+    """DVC looks a run up by its parameters, but for those that are called like a file's facts."""
+    names = re.findall(r'"(size|nfiles)":', json.dumps(Params.model_json_schema()["$defs"]))
+    assert names == []
 
 
 def test_only_metrics_are_kept_out_of_the_cache() -> None:
