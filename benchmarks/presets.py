@@ -1,0 +1,206 @@
+"""What do the presets need: parameters, GPU memory, seconds a step?
+
+Parameters are counted. Memory and operations of a step at the preset's own crop are derived without
+computing anything: on fake tensors, what autograd would keep is added up.
+A step at a reduced crop, all mechanisms on, is timed here, each preset in its own process.
+
+    python -m benchmarks.presets [NAME ...] [--crop 256] [--steps 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measure import describe_machine, peak_mib
+from benchmarks.step import random_batches
+from ssda.engine.device import pick_device
+from ssda.engine.training import create_optimiser
+from ssda.files import write_json
+from ssda.labels import CITYSCAPES
+from ssda.method.adaptation import Networks, Task, joint_step
+from ssda.method.losses import labelling_loss
+from ssda.method.source import frozen_encoder
+from ssda.method.subdomains import keep_ratios
+from ssda.method.teacher import create_teacher, update_teacher
+from ssda.networks.segmenter import Segmenter
+from ssda.params import Params, load_params
+from ssda.randomness import generators
+
+PRESETS = (
+    "demo",
+    "gta_small",
+    "gta_half",
+    "gta_resnet101",
+    "synthia_resnet101",
+    "gta_mit_b5",
+    "gta_dinov3_l",
+)
+GIGABYTE = 1e9
+STUDENT, AVERAGE = 4 + 4 + 8, 4
+"""Bytes of a parameter: the student's with gradient and AdamW's moments, and a frozen network's."""
+
+
+def derive(params: Params) -> dict[str, Any]:
+    """Parameters, memory and operations of a joint step at the preset's crop and batch.
+
+    Activations are those that the largest pass (the student's on the target) keeps for its
+    gradient, in bytes of float32; under bfloat16 autocast they take between half and all of it.
+    """
+    student = Segmenter(params.model, CITYSCAPES.num_classes).train()
+    encoder, head = count(student.encoder), count(student) - count(student.encoder)
+    width, height = params.images.crop
+    batch = params.adapt.batch_size
+    draws = generators(0, "benchmark", 0, batch)
+    masks = student.draw_masks(params.adapt.uncertainty.student_passes, draws)
+    corners = student.draw_corners((height, width), draws)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage.nbytes()  # pyright: ignore[reportPrivateUsage]
+        return tensor
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        images = torch.empty(batch, 3, height, width)
+        labels = torch.zeros(batch, height, width, dtype=torch.int64)
+        with (
+            FlopCounterMode(display=False) as forward,
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
+            views = student.observe(images, masks, corners)
+            loss = labelling_loss(views, labels, torch.ones(batch, height, width))
+        with FlopCounterMode(display=False) as teacher, torch.no_grad():
+            student.eval().predict(images)
+    assert loss.requires_grad
+    pulls = params.adapt.losses.feature_distance > 0
+    state = (encoder + head) * (STUDENT + AVERAGE) + (encoder * AVERAGE if pulls else 0)
+    recomputed = 4 if params.model.checkpointing else 3
+    operations = teacher.get_total_flops() + 3 * recomputed * forward.get_total_flops()
+    return {
+        "encoder_million": round(encoder / 1e6, 1),
+        "head_million": round(head / 1e6, 1),
+        "crop": [width, height],
+        "batch": batch,
+        "state_gigabyte": round(state / GIGABYTE, 1),
+        "activations_float32_gigabyte": round(sum(kept.values()) / GIGABYTE, 1),
+        "tera_operations_a_step": round(operations / 1e12, 1),
+    }
+
+
+def count(module: nn.Module) -> int:
+    """Numbers in a module's parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def reduced(params: Params, crop: int) -> Params:
+    """The same preset at a smaller crop, for steps on a CPU."""
+    detail = None if params.model.detail is None else (crop // 2, crop // 2)
+    return params.model_copy(
+        update={
+            "images": params.images.model_copy(update={"crop": (crop, crop)}),
+            "model": params.model.model_copy(update={"detail": detail}),
+            "adapt": params.adapt.model_copy(update={"batch_size": 2}),
+        }
+    )
+
+
+def measure(params: Params, steps: int) -> dict[str, Any]:
+    """Seconds of a joint step with optimiser and teacher's update, and this process's peak memory.
+
+    Weights are random (a step costs the same); one step runs before the clock does.
+    """
+    device = pick_device(params.runtime.device)
+    torch.manual_seed(0)
+    student = Segmenter(params.model, CITYSCAPES.num_classes).to(device).train()
+    teacher = create_teacher(student)
+    imagenet = None
+    if params.adapt.losses.feature_distance > 0:
+        imagenet = frozen_encoder(create_teacher(student.encoder))
+    networks = Networks(student, teacher, imagenet)
+    ratios = keep_ratios(torch.arange(1, 20), beta=params.adapt.uncertainty.beta).to(device)
+    task = Task(params.adapt, ratios, CITYSCAPES.things, params.random_state)
+    source, target = random_batches(params, device)
+    optimiser = create_optimiser(student, params.adapt.optimiser)
+    seconds: list[float] = []
+    report: dict[str, Tensor] = {}
+    for step in range(steps + 1):
+        started = time.perf_counter()
+        optimiser.zero_grad()
+        report = joint_step(networks, source, target, task, step)
+        optimiser.step()
+        update_teacher(teacher, student, step, params.adapt.teacher_momentum)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    losses = {k: float(v) for k, v in report.items() if k.startswith("loss_")}
+    on_gpu = device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_mib()
+    return {
+        "crop": list(params.images.crop),
+        "seconds": [round(value, 2) for value in seconds[1:]],
+        "peak_mib": round(peak),
+        "threads": torch.get_num_threads(),
+        "seeds": round(float(report["seeds"]), 3),
+        "uncertainty": round(float(report["uncertainty"]), 4),
+        "losses": {name: round(value, 4) for name, value in losses.items()},
+    }
+
+
+def main() -> None:
+    """Derive, measure, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("names", nargs="*", default=PRESETS, metavar="NAME")
+    parser.add_argument("--crop", type=int, default=256, help="of the timed steps")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/presets.json"))
+    parser.add_argument("--only", choices=("derive", "measure"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        params = load_params(Path("presets") / f"{arguments.names[0]}.yaml")
+        derives = arguments.only == "derive"
+        work = (
+            derive(params) if derives else measure(reduced(params, arguments.crop), arguments.steps)
+        )
+        print(json.dumps(work))
+        return
+    results: dict[str, Any] = {}
+    print("| preset | encoder + head, M | GPU memory, GB (derived) | s a step | peak, MiB |")
+    print("| --- | --- | --- | --- | --- |")
+    for name in arguments.names:
+        options = ["--crop", str(arguments.crop), "--steps", str(arguments.steps)]
+        parts = {part: run(name, ["--only", part, *options]) for part in ("derive", "measure")}
+        results[name] = parts
+        needs, took = parts["derive"], parts["measure"]
+        least = needs["state_gigabyte"] + needs["activations_float32_gigabyte"] / 2
+        most = needs["state_gigabyte"] + needs["activations_float32_gigabyte"]
+        print(
+            f"| {name} | {needs['encoder_million']} + {needs['head_million']} "
+            f"| {least:.0f} to {most:.0f} "
+            f"| {statistics.median(took['seconds']):.2f} | {took['peak_mib']} |",
+            flush=True,
+        )
+    write_json(arguments.out, {"machine": describe_machine(), "presets": results})
+
+
+def run(name: str, options: list[str]) -> dict[str, Any]:
+    """A part's answer, from a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.presets", name, *options]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()
