@@ -120,7 +120,9 @@ def reduced(params: Params, crop: int) -> Params:
 def measure(params: Params, steps: int) -> dict[str, Any]:
     """Seconds of a joint step with optimiser and teacher's update, and this process's peak memory.
 
-    Weights are random (a step costs the same); one step runs before the clock does.
+    Weights are random (a step costs the same); one step runs before the clock does. Seconds of the
+    processor, summed over its threads, tell what other work on the machine does not change; they
+    are fair with OMP_NUM_THREADS=1 (threads that wait for each other burn time too).
     """
     device = pick_device(params.runtime.device)
     torch.manual_seed(0)
@@ -135,9 +137,10 @@ def measure(params: Params, steps: int) -> dict[str, Any]:
     source, target = random_batches(params, device)
     optimiser = create_optimiser(student, params.adapt.optimiser)
     seconds: list[float] = []
+    processor: list[float] = []
     report: dict[str, Tensor] = {}
     for step in range(steps + 1):
-        started = time.perf_counter()
+        started, burnt = time.perf_counter(), time.process_time()
         optimiser.zero_grad()
         report = joint_step(networks, source, target, task, step)
         optimiser.step()
@@ -145,12 +148,14 @@ def measure(params: Params, steps: int) -> dict[str, Any]:
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
+        processor.append(time.process_time() - burnt)
     losses = {k: float(v) for k, v in report.items() if k.startswith("loss_")}
     on_gpu = device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_mib()
     return {
         "crop": list(params.images.crop),
         "seconds": [round(value, 2) for value in seconds[1:]],
+        "processor_seconds": [round(value, 2) for value in processor[1:]],
         "peak_mib": round(peak),
         "threads": torch.get_num_threads(),
         "seeds": round(float(report["seeds"]), 3),
@@ -177,8 +182,11 @@ def main() -> None:
         print(json.dumps(work))
         return
     results: dict[str, Any] = {}
-    print("| preset | encoder + head, M | GPU memory, GB (derived) | s a step | peak, MiB |")
-    print("| --- | --- | --- | --- | --- |")
+    print(
+        "| preset | encoder + head, M | GPU, GB (derived) | TFLOP a step "
+        "| s a step | of the processor | peak, MiB |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in arguments.names:
         options = ["--crop", str(arguments.crop), "--steps", str(arguments.steps)]
         parts = {part: run(name, ["--only", part, *options]) for part in ("derive", "measure")}
@@ -189,7 +197,9 @@ def main() -> None:
         print(
             f"| {name} | {needs['encoder_million']} + {needs['head_million']} "
             f"| {least:.0f} to {most:.0f} "
-            f"| {statistics.median(took['seconds']):.2f} | {took['peak_mib']} |",
+            f"| {needs['tera_operations_a_step']} "
+            f"| {statistics.median(took['seconds']):.2f} "
+            f"| {statistics.median(took['processor_seconds']):.2f} | {took['peak_mib']} |",
             flush=True,
         )
     write_json(arguments.out, {"machine": describe_machine(), "presets": results})
