@@ -1,13 +1,14 @@
-"""Measuring: what it was measured on, ways in turn, a ratio against a bar."""
+"""Measuring: what it was measured on, ways in turn, an answer held against a bar."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,102 @@ import torch
 
 from ssda.files import write_json
 
+RESULTS = Path(__file__).parent / "results"
+HEADER = "| question | answer | bar | | medians (fastest to slowest) |\n| --- | --- | --- | --- | --- |"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was measured, and the bar that it is held against.
+
+    Attributes:
+        question: what is asked, with the sizes.
+        value: the answer.
+        unit: of the value.
+        bar: where there is one.
+        at_most: whether the value must not be above the bar (else: not below).
+        note: what limits it, where it falls short.
+        details: other figures, for the JSON.
+        seconds: of each way that was run, sorted.
+    """
+
+    question: str
+    value: float
+    unit: str
+    bar: float | None = None
+    at_most: bool = True
+    note: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    seconds: Mapping[str, list[float]] = field(default_factory=dict[str, list[float]])
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the value is on the right side of its bar."""
+        if self.bar is None:
+            return None
+        return self.value <= self.bar if self.at_most else self.value >= self.bar
+
+    def content(self) -> dict[str, Any]:
+        """For the JSON."""
+        seconds = {name: [round(s, 6) for s in values] for name, values in self.seconds.items()}
+        rounded = {"value": float(f"{self.value:.4g}"), "holds": self.holds, "seconds": seconds}
+        return asdict(self) | rounded
+
+
+def ratio(
+    question: str,
+    seconds: Mapping[str, list[float]],
+    of: tuple[str, str],
+    unit: str,
+    bar: float | None,
+    *,
+    at_most: bool,
+    note: str = "",
+    details: Mapping[str, Any] | None = None,
+) -> Answer:
+    """The median seconds of one way over those of another."""
+    first, second = (statistics.median(seconds[name]) for name in of)
+    return Answer(question, first / second, unit, bar, at_most, note, details or {}, seconds)
+
+
+def interleave(
+    ways: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of each way, sorted, run in turn so that a slow moment of the machine hits all.
+
+    Every way runs once before the clock does. Another clock is `time.process_time`, which leaves
+    out the time that other processes take, but counts every thread.
+    """
+    for way in ways.values():
+        way()
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            started = clock()
+            way()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[name].append(clock() - started)
+    return {name: sorted(values) for name, values in seconds.items()}
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held, in MiB (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise OSError("/proc/self/status has no VmHWM")
+
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, GPU and the version of PyTorch."""
+    """Processor, cores, GPU, how busy it is, and the version of PyTorch."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
     }
@@ -35,79 +126,27 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def peak_mib() -> float:
-    """The most memory that this process has held, in MiB (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise OSError("/proc/self/status has no VmHWM")
+def report(name: str, machine: Mapping[str, Any], answers: list[Answer]) -> None:
+    """Write results/<name>.json and print its table."""
+    content = {"machine": machine, "answers": [answer.content() for answer in answers]}
+    write_json(RESULTS / f"{name}.json", content)
+    print(HEADER, *rows(name), sep="\n")
 
 
-def interleave(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, sorted, run in turn so that a slow moment of the machine hits all.
-
-    Every way runs once before the clock does.
-    """
-    for way in ways.values():
-        way()
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: sorted(values) for name, values in seconds.items()}
+def rows(name: str) -> list[str]:
+    """The rows of results/<name>.json, in Markdown."""
+    return [_row(answer) for answer in json.loads((RESULTS / f"{name}.json").read_text())["answers"]]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A question's answer: the ratio of two ways' medians, and the bar it is held against."""
-
-    question: str
-    seconds: dict[str, list[float]]
-    ratio_of: tuple[str, str]
-    bar: float
-    at_most: bool
-
-    @property
-    def ratio(self) -> float:
-        """Median of the first way over that of the second."""
-        first, second = (statistics.median(self.seconds[name]) for name in self.ratio_of)
-        return first / second
-
-    @property
-    def holds(self) -> bool:
-        """Whether the ratio is on the right side of its bar."""
-        return self.ratio <= self.bar if self.at_most else self.ratio >= self.bar
-
-    def content(self) -> dict[str, Any]:
-        """For the JSON."""
-        return {
-            "question": self.question,
-            "seconds": {n: [round(s, 5) for s in values] for n, values in self.seconds.items()},
-            "ratio": {" / ".join(self.ratio_of): round(self.ratio, 3)},
-            "bar": self.bar,
-            "holds": self.holds,
-        }
-
-    def row(self) -> str:
-        """A row of a Markdown table."""
-        sign = "<=" if self.at_most else ">="
-        each = ", ".join(
-            f"{name} {statistics.median(values):.4f} s ({values[0]:.4f} to {values[-1]:.4f})"
-            for name, values in self.seconds.items()
-        )
-        verdict = "holds" if self.holds else "falls short"
-        return f"| {self.question} | {self.ratio:.2f} | {sign} {self.bar} | {verdict} | {each} |"
-
-
-def report(comparisons: list[Comparison], path: Path, extra: Mapping[str, Any]) -> None:
-    """Print the table, write the JSON."""
-    print("| question | ratio | bar | | medians (fastest to slowest) |")
-    print("| --- | --- | --- | --- | --- |")
-    for comparison in comparisons:
-        print(comparison.row())
-    answers = [comparison.content() for comparison in comparisons]
-    write_json(path, {"machine": describe_machine(), **extra, "answers": answers})
+def _row(answer: Mapping[str, Any]) -> str:
+    sign = "<=" if answer["at_most"] else ">="
+    bar = "" if answer["bar"] is None else f"{sign} {answer['bar']:g}"
+    verdict = {None: "", True: "holds", False: f"falls short: {answer['note']}"}[answer["holds"]]
+    each = ", ".join(
+        f"{name} {statistics.median(values):.3g} s ({values[0]:.3g} to {values[-1]:.3g})"
+        for name, values in answer["seconds"].items()
+    )
+    return (
+        f"| {answer['question']} | {answer['value']:.3g} {answer['unit']} | {bar} "
+        f"| {verdict} | {each} |"
+    )

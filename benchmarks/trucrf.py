@@ -10,46 +10,77 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Comparison, interleave, peak_mib, report
+from benchmarks.measure import Answer, describe_machine, interleave, peak_mib, ratio, report
 from benchmarks.usual import unfolded_crf_loss
 from ssda.method.trucrf import truncated_crf_loss
 
 Shape = tuple[int, int, int, int]
+Inputs = tuple[Tensor, Tensor, Tensor]
 WAYS: dict[str, Callable[..., Tensor]] = {"usual": unfolded_crf_loss, "ours": truncated_crf_loss}
-SETTINGS = {"radius": 5, "sigma_xy": 3.0, "sigma_rgb": 0.1}
-MEMORY_BAR = 10.0
+BANDWIDTHS = {"sigma_xy": 3.0, "sigma_rgb": 0.1}
 
 
-def problem(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities, image and a mask with 40 % seeds."""
+def problem(shape: Shape, seeds: float = 0.4, device: str = "cpu") -> Inputs:
+    """Probabilities, image and a mask with a share of seeds."""
     generator = torch.Generator().manual_seed(0)
     count, _, height, width = shape
-    probabilities = torch.randn(shape, generator=generator).softmax(1).requires_grad_()
-    image = torch.rand(count, 3, height, width, generator=generator)
-    return probabilities, image, torch.rand(count, height, width, generator=generator) < 0.4
+    probabilities = torch.randn(shape, generator=generator).softmax(1).to(device).requires_grad_()
+    image = torch.rand(count, 3, height, width, generator=generator).to(device)
+    mask = torch.rand(count, height, width, generator=generator) < seeds
+    return probabilities, image, mask.to(device)
 
 
-def gradient(way: str, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def gradient(way: str, inputs: Inputs, radius: int) -> Tensor:
     """Forward and backward."""
-    return torch.autograd.grad(WAYS[way](*inputs, **SETTINGS), inputs[0])[0]
+    loss = WAYS[way](*inputs, radius=radius, **BANDWIDTHS)
+    return torch.autograd.grad(loss, inputs[0])[0]
 
 
-def peak_memory(way: str, shape: Shape) -> float:
-    """MiB that forward and backward need beyond their inputs, in a fresh process."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(_grown, (way, shape))
+def compare_time(
+    shape: Shape, radius: int, seeds: float, rounds: int, device: str = "cpu", bar: float | None = None
+) -> Answer:
+    """Seconds of both ways, and how far their gradients are apart."""
+    inputs = problem(shape, seeds, device)
+    usual, ours = (gradient(way, inputs, radius) for way in WAYS)
+    difference = float((usual - ours).abs().max() / usual.abs().max())
+    seconds = interleave(
+        {way: lambda way=way: gradient(way, inputs, radius) for way in WAYS}, rounds
+    )
+    return ratio(
+        f"truncated CRF on {device}, {' x '.join(map(str, shape))}, radius {radius}, "
+        f"{seeds:.0%} seeds, forward and backward",
+        seconds,
+        ("usual", "ours"),
+        "times as fast",
+        bar,
+        at_most=False,
+        details={"largest_relative_difference_of_gradients": difference},
+    )
 
 
-def _grown(way: str, shape: Shape) -> float:
-    gradient(way, problem((1, 2, 8, 8)))
+def compare_memory(shape: Shape, radius: int) -> Answer:
+    """MiB that forward and backward need beyond their inputs, in a fresh process each."""
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        peak = {way: pool.apply(_grown, (way, shape, radius)) for way in WAYS}
+    return Answer(
+        f"memory of the truncated CRF, {' x '.join(map(str, shape))}, radius {radius}",
+        peak["usual"] / max(peak["ours"], 1.0),
+        "times less",
+        bar=10.0,
+        at_most=False,
+        details={"mib": {way: round(value, 1) for way, value in peak.items()}},
+    )
+
+
+def _grown(way: str, shape: Shape, radius: int) -> float:
+    gradient(way, problem((1, 2, 8, 8)), radius)
     inputs = problem(shape)
     before = peak_mib()
-    gradient(way, inputs)
+    gradient(way, inputs, radius)
     return peak_mib() - before
 
 
@@ -58,29 +89,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--shape", type=int, nargs=4, default=[2, 19, 128, 256])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/trucrf.json"))
     arguments = parser.parse_args()
+    machine = describe_machine()
     count, classes, height, width = arguments.shape
     shape = (count, classes, height, width)
-    inputs = problem(shape)
-    usual, ours = (gradient(way, inputs) for way in WAYS)
-    difference = float((usual - ours).abs().max() / usual.abs().max())
-    seconds = interleave(
-        {way: lambda way=way: gradient(way, inputs) for way in WAYS}, arguments.rounds
-    )
-    memory = {way: round(peak_memory(way, shape), 1) for way in WAYS}
-    faster = Comparison(
-        f"truncated CRF at {shape}, radius 5, forward and backward",
-        seconds,
-        ("usual", "ours"),
-        bar=30.0,
-        at_most=False,
-    )
-    smaller = memory["usual"] / max(memory["ours"], 1.0)
-    extra = {"peak_mib": memory, "largest_relative_difference_of_gradients": difference}
-    report([faster], arguments.out, extra)
-    print(f"\npeak MiB {memory}: {smaller:.0f} times less (bar {MEMORY_BAR:.0f})")
-    print(f"gradients differ by {difference:.1e} of the largest")
+    cases = {(5, 0.4): 30.0, (5, 0.25): 30.0, (5, 0.5): 30.0}
+    cases |= {(1, 0.4): None, (3, 0.4): None, (7, 0.4): None}
+    answers = [
+        compare_time(shape, *case, arguments.rounds, bar=bar) for case, bar in cases.items()
+    ]
+    answers.append(compare_memory(shape, 5))
+    if torch.cuda.is_available():
+        answers.append(compare_time(shape, 5, 0.4, 4 * arguments.rounds, "cuda", bar=10.0))
+    report("trucrf", machine, answers)
 
 
 if __name__ == "__main__":

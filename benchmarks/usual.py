@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,3 +45,35 @@ def unfolded_crf_loss(
     agreement = (windows(probabilities) * probabilities.unsqueeze(2)).sum(1)
     loss = (others.unsqueeze(1) * seeds * kernel * (1.0 - agreement)).sum()
     return loss / others.sum().clamp_min(1.0)
+
+
+def masked_train_ids(
+    raw: NDArray[np.integer], ids: Mapping[int, int]
+) -> tuple[NDArray[np.uint8], dict[int, int]]:
+    """Train ids (H, W) and pixels of each, by one full-mask pass a raw id."""
+    label = np.full(raw.shape, 255, np.uint8)
+    counts: dict[int, int] = {}
+    for raw_id, train_id in ids.items():
+        mask = raw == raw_id
+        label[mask] = train_id
+        if count := int(mask.sum()):
+            counts[train_id] = count
+    return label, counts
+
+
+def convert_label(path: Path, out: Path, ids: Mapping[int, int]) -> dict[int, int]:
+    """A raw label PNG to one of train ids, by Pillow and full-mask passes."""
+    label, counts = masked_train_ids(np.asarray(Image.open(path)), ids)
+    Image.fromarray(label).save(out)
+    return counts
+
+
+def histogram_areas(
+    prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = 255
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Intersection, prediction and truth, pixels of each class (C,), by three histograms."""
+    counted = target != ignore_index
+    guess, truth = prediction[counted].float(), target[counted].float()
+    hits = guess[guess == truth]
+    areas = [torch.histc(v, num_classes, 0, num_classes - 1) for v in (hits, guess, truth)]
+    return areas[0], areas[1], areas[2]

@@ -141,7 +141,7 @@ def check_split(
 
 def read_train_ids(path: Path, layout: Layout, space: LabelSpace) -> NDArray[np.uint8]:
     """A raw label as train ids, (H, W), at its own size; ValueError for a bad file."""
-    return _read_label(path, layout, _table(layout, space))
+    return _read_label(path, layout, raw_table(layout, space))
 
 
 def listed(problems: list[str]) -> str:
@@ -187,7 +187,7 @@ def _scan(
     found = frozenset(find_labels(layout, root, split, images) if with_labels else ())
     if with_labels and not found:
         raise ValueError(f"{root} ({layout.name}, split {split}): no label matches {layout.labels}")
-    task = _Task(layout, root, out, found, _table(layout, space), space.num_classes)
+    task = _Task(layout, root, out, found, raw_table(layout, space), space.num_classes)
     if with_labels:
         expected = {image.label for image in images}
         task.problems += [f"{path}: label without image" for path in found - expected]
@@ -329,7 +329,7 @@ def _read_values(path: Path, values: Values) -> NDArray[np.integer]:
         raise ValueError(f"not a readable PNG: {error}") from error
 
 
-def _table(layout: Layout, space: LabelSpace) -> NDArray[np.uint8]:
+def raw_table(layout: Layout, space: LabelSpace) -> NDArray[np.uint8]:
     """Raw value -> train id, IGNORE or UNKNOWN."""
     table = np.full(1 << BITS[layout.values], UNKNOWN, np.uint8)
     table[list(layout.void)] = IGNORE

@@ -1,0 +1,138 @@
+"""What does scoring cost beyond the network?
+
+    python -m benchmarks.evaluation
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+
+from benchmarks.made_up import convert_game, write_game
+from benchmarks.measure import Answer, describe_machine, interleave, ratio, report
+from benchmarks.usual import histogram_areas
+from pipeline.paths import ADAPTED, PRETRAINED, STUDENT, TARGET_REPORT, TARGET_TRAIN
+from ssda.engine.checkpoints import save_network
+from ssda.engine.metrics import confusion_matrix
+from ssda.engine.pretraining import imagenet_network
+from ssda.labels import CITYSCAPES
+from ssda.networks.segmenter import Segmenter
+from ssda.params import Params, load_params
+
+ROOT = Path(__file__).resolve().parents[1]
+PIXELS = (1024, 2048)
+
+
+def compare_counting(rounds: int) -> Answer:
+    """The confusion matrix of one large image against three histograms."""
+    drawn = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 19, PIXELS, generator=drawn).byte()
+    prediction = torch.where(torch.rand(PIXELS, generator=drawn) < 0.7, target, 0)
+    target[:100] = 255
+    ways = {
+        "usual": lambda: histogram_areas(prediction, target, 19),
+        "ours": lambda: confusion_matrix(prediction, target, num_classes=19),
+    }
+    matrix = confusion_matrix(prediction, target, num_classes=19)
+    areas = histogram_areas(prediction, target, 19)
+    for area, wanted in zip(areas, (matrix.diagonal(), matrix.sum(0), matrix.sum(1)), strict=True):
+        assert torch.equal(area.long(), wanted)
+    return ratio(
+        f"confusion matrix of {PIXELS[1]} x {PIXELS[0]} pixels, against histograms",
+        interleave(ways, rounds),
+        ("usual", "ours"),
+        "times as fast",
+        bar=None,
+        at_most=False,
+    )
+
+
+def share_in_network(params: Params) -> Answer:
+    """The whole stage `evaluate` on images of the demo's number and size, in its own process."""
+    command = [sys.executable, "-m", "benchmarks.evaluation", "--stage", str(time.time())]
+    with tempfile.TemporaryDirectory() as name:
+        prepare(Path(name), params)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{name}/mlflow.db"
+        command[-1] = str(time.time())
+        done = subprocess.run(
+            command, cwd=name, env=environment, check=True, stdout=subprocess.PIPE, text=True
+        )
+    facts: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return Answer(
+        "share of the stage `evaluate` that the networks take, demo",
+        100.0 * facts["network"] / facts["stage"],
+        "%",
+        bar=80.0,
+        at_most=False,
+        details={name: round(value, 2) for name, value in facts.items()},
+    )
+
+
+def prepare(folder: Path, params: Params) -> None:
+    """All that the stage reads: a target of 300 and 100 images, three networks."""
+    game = write_game(folder / "game", 300, (256, 128))
+    for split in (TARGET_TRAIN, TARGET_REPORT):
+        convert_game(game, folder / split)
+    index = folder / TARGET_REPORT / "index.json"
+    content = json.loads(index.read_text())
+    index.write_text(json.dumps(content | {"records": content["records"][:100]}))
+    network = imagenet_network(params, CITYSCAPES.num_classes)
+    for path in (PRETRAINED, ADAPTED, STUDENT):
+        save_network(folder / path, network, params.model, CITYSCAPES)
+
+
+def run_stage(started: float) -> None:
+    """Run `evaluate` here; prints seconds since the start, in the stage and in the networks."""
+    spent: list[float] = []
+    clock: list[float] = []
+
+    def before(module: torch.nn.Module, _: Any) -> None:
+        if isinstance(module, Segmenter):
+            clock.append(time.perf_counter())
+
+    def after(module: torch.nn.Module, *_: Any) -> None:
+        if isinstance(module, Segmenter):
+            spent.append(time.perf_counter() - clock.pop())
+
+    register_module_forward_pre_hook(before)
+    register_module_forward_hook(after)
+    from pipeline.evaluate import evaluate
+
+    params = load_params(str(ROOT / "params.yaml"))
+    start_up = time.time() - started
+    entered = time.perf_counter()
+    evaluate(params)
+    stage = time.perf_counter() - entered
+    print(json.dumps({"start_up": start_up, "stage": stage, "network": sum(spent)}))
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--stage", type=float, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.stage is not None:
+        run_stage(arguments.stage)
+        return
+    machine = describe_machine()
+    answers = [compare_counting(arguments.rounds), share_in_network(load_params())]
+    report("evaluation", machine, answers)
+
+
+if __name__ == "__main__":
+    main()
