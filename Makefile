@@ -29,8 +29,7 @@ use: setup                       ## make use PRESET=gta_small: take a preset as 
 	python -m pipeline.presets $(PRESET)
 
 bench: setup                     ## what the parts cost, against the usual way (minutes)
-	python -m benchmarks.trucrf
-	python -m benchmarks.step
+	python -m benchmarks
 
 ablation: setup                  ## which mechanisms pay (a day; resumes: stop and start it at will)
 	python -m benchmarks.ablation --jobs 2

@@ -54,6 +54,7 @@ def compare(folder: Path, count: int, rounds: int) -> list[Answer]:
         bar=10.0,
         at_most=False,
     )
+
     def code() -> None:
         for path in labels:
             cv2.imencode(".png", np.asarray(Image.open(path)), PNG_OPTIONS)

@@ -17,7 +17,9 @@ import torch
 from ssda.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
-HEADER = "| question | answer | bar | | medians (fastest to slowest) |\n| --- | --- | --- | --- | --- |"
+HEADER = (
+    "| question | answer | bar | | medians (fastest to slowest) |\n| --- | --- | --- | --- | --- |"
+)
 
 
 @dataclass(frozen=True)
@@ -74,16 +76,22 @@ def ratio(
     return Answer(question, first / second, unit, bar, at_most, note, details or {}, seconds)
 
 
+def pick_clock() -> Callable[[], float]:
+    """Processor time where one thread does all, so that other processes do not count; else time."""
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    return time.process_time if alone else time.perf_counter
+
+
 def interleave(
     ways: Mapping[str, Callable[[], object]],
     rounds: int,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each way, sorted, run in turn so that a slow moment of the machine hits all.
 
-    Every way runs once before the clock does. Another clock is `time.process_time`, which leaves
-    out the time that other processes take, but counts every thread.
+    Every way runs once before the clock does.
     """
+    clock = clock or pick_clock()
     for way in ways.values():
         way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -111,6 +119,7 @@ def describe_machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "clock": pick_clock().__name__,
         "load_before": round(os.getloadavg()[0], 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
@@ -135,7 +144,9 @@ def report(name: str, machine: Mapping[str, Any], answers: list[Answer]) -> None
 
 def rows(name: str) -> list[str]:
     """The rows of results/<name>.json, in Markdown."""
-    return [_row(answer) for answer in json.loads((RESULTS / f"{name}.json").read_text())["answers"]]
+    return [
+        _row(answer) for answer in json.loads((RESULTS / f"{name}.json").read_text())["answers"]
+    ]
 
 
 def _row(answer: Mapping[str, Any]) -> str:

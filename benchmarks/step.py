@@ -13,111 +13,199 @@ from __future__ import annotations
 
 import argparse
 import copy
-from pathlib import Path
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Comparison, interleave, report
+from benchmarks.measure import Answer, describe_machine, interleave, peak_mib, ratio, report
 from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.engine.device import pick_device
-from ssda.engine.pretraining import imagenet_network
 from ssda.engine.training import create_optimiser
 from ssda.labels import CITYSCAPES
 from ssda.method.adaptation import Networks, Task, joint_step
-from ssda.method.source import frozen_encoder, mixed_precision
+from ssda.method.source import frozen_encoder, mixed_precision, stochastic_pass
 from ssda.method.subdomains import keep_ratios, select_seeds
 from ssda.method.teacher import create_teacher, update_teacher
 from ssda.method.uncertainty import STATISTICS
+from ssda.networks.segmenter import Segmenter
+from ssda.networks.windows import halve
 from ssda.params import Params, load_params
 from ssda.randomness import generators
 
 
-def random_batches(params: Params, device: torch.device) -> tuple[SourceBatch, TargetBatch]:
-    """Noise of the size of a training step; labels in blocks, as streets have them."""
+def resnet101(params: Params) -> Params:
+    """The paper's network at crop 256: dilated ResNet-101, DeepLabV2's head, two resolutions."""
+    model = {"encoder": "resnet101c", "head": "deeplabv2", "detail": (128, 128)}
+    distance = params.adapt.feature_distance.model_copy(update={"stride": 8})
+    adapt = {"batch_size": 2, "feature_distance": distance}
+    return params.model_copy(
+        update={
+            "model": params.model.model_copy(update=model),
+            "images": params.images.model_copy(update={"crop": (256, 256)}),
+            "adapt": params.adapt.model_copy(update=adapt),
+        }
+    )
+
+
+def describe(params: Params) -> str:
+    """Network, images and crop, in words."""
+    count, (width, height) = params.adapt.batch_size, params.images.crop
+    scales = "" if params.model.detail is None else ", two resolutions"
+    return f"{params.model.encoder}{scales}, {count} + {count} crops of {width} x {height}"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Networks without training, and what a step takes.
+
+    Attributes:
+        params: everything.
+        networks: student, teacher and frozen encoder on the device.
+        source: noise of a step's size; labels in blocks, as streets have them.
+        target: likewise.
+    """
+
+    params: Params
+    networks: Networks
+    source: SourceBatch
+    target: TargetBatch
+
+
+def create_setting(params: Params) -> Setting:
+    """All that a step needs, on the device."""
+    device = pick_device(params.runtime.device)
+    torch.manual_seed(0)
+    student = Segmenter(params.model, CITYSCAPES.num_classes).to(device).train()
+    imagenet = frozen_encoder(copy.deepcopy(student.encoder))
     width, height = params.images.crop
     count = params.adapt.batch_size
-    drawn = torch.Generator().manual_seed(0)
-    blocks = torch.randint(0, CITYSCAPES.num_classes, (count, 4, 8), generator=drawn)
+    blocks = torch.randint(0, CITYSCAPES.num_classes, (count, 4, 8))
     labels = blocks.repeat_interleave(height // 4, 1).repeat_interleave(width // 8, 2)
-    images = torch.rand(2, count, 3, height, width, generator=drawn)
+    images = torch.rand(2, count, 3, height, width)
     counted = torch.ones(count, height, width, dtype=torch.bool)
-    return (
+    return Setting(
+        params,
+        Networks(student, create_teacher(student), imagenet),
         SourceBatch(images[0].to(device), labels.to(device)),
         TargetBatch(images[1].to(device), counted.to(device)),
     )
 
 
-def compare_steps(params: Params, rounds: int) -> Comparison:
-    """Whole joint steps against the irreducible passes."""
-    device = pick_device(params.runtime.device)
-    student = imagenet_network(params, CITYSCAPES.num_classes).to(device).train()
-    imagenet = frozen_encoder(copy.deepcopy(student.encoder))
-    networks = Networks(student, create_teacher(student), imagenet)
-    ratios = keep_ratios(torch.arange(1, 20), beta=params.adapt.uncertainty.beta).to(device)
+def whole_step(setting: Setting) -> Callable[[], None]:
+    """A joint step with everything on, optimiser and teacher's update included."""
+    params, networks = setting.params, setting.networks
+    optimiser = create_optimiser(networks.student, params.adapt.optimiser)
+    frequencies = torch.arange(1, CITYSCAPES.num_classes + 1)
+    ratios = keep_ratios(frequencies, beta=params.adapt.uncertainty.beta)
+    ratios = ratios.to(networks.student.device)
     task = Task(params.adapt, ratios, CITYSCAPES.things, params.random_state)
-    source, target = random_batches(params, device)
-    optimiser = create_optimiser(student, params.adapt.optimiser)
-
-    def learn(images: Tensor) -> None:
-        with mixed_precision(images):
-            logits = student(images)
-        logits.float().mean().backward()
-
-    def irreducible() -> None:
-        optimiser.zero_grad()
-        with torch.no_grad(), mixed_precision(target.images):
-            networks.teacher(target.images)
-            imagenet(source.images)
-        for images in (source.images, target.images, source.images):
-            learn(images)
 
     def step() -> None:
         optimiser.zero_grad()
-        joint_step(networks, source, target, task, 0)
+        joint_step(networks, setting.source, setting.target, task, 0)
         optimiser.step()
-        update_teacher(networks.teacher, student, 1, params.adapt.teacher_momentum)
+        update_teacher(networks.teacher, networks.student, 1, params.adapt.teacher_momentum)
 
-    width, height = params.images.crop
-    return Comparison(
-        f"joint step, {params.model.encoder}, {params.adapt.batch_size} + "
-        f"{params.adapt.batch_size} images of {width} x {height}",
-        interleave({"step": step, "irreducible": irreducible}, rounds),
-        ("step", "irreducible"),
-        bar=1.10,
-        at_most=True,
-    )
+    return step
+
+
+def irreducible_passes(setting: Setting) -> Callable[[], None]:
+    """The passes alone."""
+    networks, source, target = setting.networks, setting.source, setting.target
+    draws = generators(0, "benchmark", 0, len(source.images))
+    seen = source.images if setting.params.model.detail is None else halve(source.images)
+    assert networks.imagenet is not None
+    encoder = networks.imagenet
+
+    def learn(images: Tensor) -> None:
+        views = stochastic_pass(networks.student, images, 1, draws)
+        total = views.logits.mean()
+        (total if views.detail is None else total + views.detail.mean()).backward()
+
+    def passes() -> None:
+        networks.student.zero_grad()
+        with torch.no_grad(), mixed_precision(target.images):
+            networks.teacher(target.images)
+            encoder(seen)
+        for images in (source.images, target.images, source.images):
+            learn(images)
+
+    return passes
+
+
+def compare_steps(params: Params, rounds: int, most_seconds: float | None) -> list[Answer]:
+    """Whole joint steps against the irreducible passes; seconds where they have a bar."""
+    setting = create_setting(params)
+    ways = {"step": whole_step(setting), "irreducible": irreducible_passes(setting)}
+    seconds = interleave(ways, rounds)
+    answers = [
+        ratio(
+            f"joint step, {describe(params)}",
+            seconds,
+            ("step", "irreducible"),
+            "of its irreducible passes",
+            bar=1.10,
+            at_most=True,
+        )
+    ]
+    if most_seconds is not None:
+        median = statistics.median(seconds["step"])
+        question = f"seconds of a joint step, {describe(params)}"
+        answers.append(Answer(question, median, "s", bar=most_seconds))
+    return answers
+
+
+def measure_memory(params: Params, bar: float | None) -> Answer:
+    """The most memory of a process that does two steps."""
+    with get_context("spawn").Pool(1) as pool:
+        peak = pool.apply(_peak_of_steps, (params,))
+    question = f"peak memory of the process, joint step, {describe(params)}"
+    return Answer(question, peak / 1024, "GiB", bar)
+
+
+def _peak_of_steps(params: Params) -> float:
+    setting = create_setting(params)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    step = whole_step(setting)
+    step()
+    step()
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_mib()
 
 
 @torch.inference_mode()
-def compare_passes(params: Params, rounds: int) -> Comparison:
+def compare_passes(params: Params, rounds: int) -> Answer:
     """A forward pass with K head passes, softmax and uncertainty against one without."""
-    device = pick_device(params.runtime.device)
-    network = imagenet_network(params, CITYSCAPES.num_classes).to(device).eval()
-    images = random_batches(params, device)[1].images
+    setting = create_setting(params)
+    network, images = setting.networks.teacher, setting.target.images
     passes = params.adapt.uncertainty.passes
     draws = generators(0, "benchmark", 0, len(images))
 
     def stochastic() -> Tensor:
         masks = network.draw_masks(passes, draws)
         with mixed_precision(images):
-            members = network.predict(images, masks).members.softmax(2)
-        return STATISTICS[params.adapt.uncertainty.statistic](members)
+            members = network.predict(images, masks).members
+        return STATISTICS[params.adapt.uncertainty.statistic](members.softmax(2))
 
     def plain() -> Tensor:
         with mixed_precision(images):
             return network(images)
 
-    return Comparison(
-        f"forward pass with {passes} head passes and uncertainty, {params.model.encoder}",
+    return ratio(
+        f"forward pass with {passes} head passes and uncertainty, {describe(params)}",
         interleave({"stochastic": stochastic, "plain": plain}, rounds),
         ("stochastic", "plain"),
+        "of one forward pass",
         bar=1.15,
         at_most=True,
     )
 
 
-def time_seeds(params: Params, rounds: int) -> list[float]:
+def time_seeds(params: Params, rounds: int) -> Answer:
     """Seconds of choosing seeds among 2 x 1024 x 1024 pixels of 19 classes."""
     device = pick_device(params.runtime.device)
     drawn = torch.Generator().manual_seed(0)
@@ -126,24 +214,31 @@ def time_seeds(params: Params, rounds: int) -> list[float]:
     values = torch.rand(2, *shape, generator=drawn).to(device)
     ratios = torch.linspace(0.2, 1.0, 19).to(device)
     ways = {"seeds": lambda: select_seeds(labels, values[0], values[1], ratios)}
-    return interleave(ways, rounds)["seeds"]
+    seconds = interleave(ways, rounds)
+    median = statistics.median(seconds["seeds"])
+    question = "seeds of all classes among 2 x 1024 x 1024 pixels"
+    return Answer(question, median, "s", bar=0.25, seconds=seconds)
 
 
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/step.json"))
-    arguments = parser.parse_args()
-    params = load_params()
-    seeds = time_seeds(params, arguments.rounds)
-    comparisons = [
-        compare_steps(params, arguments.rounds),
-        compare_passes(params, 3 * arguments.rounds),
+    rounds: int = parser.parse_args().rounds
+    machine = describe_machine()
+    demo = load_params()
+    paper = resnet101(demo)
+    single = paper.model_copy(update={"model": paper.model.model_copy(update={"detail": None})})
+    answers = [
+        *compare_steps(demo, rounds, None),
+        *compare_steps(single, max(3, rounds // 3), None),
+        *compare_steps(paper, max(3, rounds // 3), 7.0),
+        measure_memory(demo, None),
+        measure_memory(paper, 2.5),
+        *(compare_passes(params, rounds) for params in (demo, single, paper)),
+        time_seeds(demo, rounds),
     ]
-    extra = {"seeds_of_2x1024x1024_seconds": [round(value, 4) for value in seeds]}
-    report(comparisons, arguments.out, extra)
-    print(f"\nseeds of 2 x 1024 x 1024 pixels: {seeds[len(seeds) // 2]:.3f} s (bar 0.25)")
+    report("step", machine, answers)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,12 @@ def gradient(way: str, inputs: Inputs, radius: int) -> Tensor:
 
 
 def compare_time(
-    shape: Shape, radius: int, seeds: float, rounds: int, device: str = "cpu", bar: float | None = None
+    shape: Shape,
+    radius: int,
+    seeds: float,
+    rounds: int,
+    device: str = "cpu",
+    bar: float | None = None,
 ) -> Answer:
     """Seconds of both ways, and how far their gradients are apart."""
     inputs = problem(shape, seeds, device)
@@ -95,9 +100,7 @@ def main() -> None:
     shape = (count, classes, height, width)
     cases = {(5, 0.4): 30.0, (5, 0.25): 30.0, (5, 0.5): 30.0}
     cases |= {(1, 0.4): None, (3, 0.4): None, (7, 0.4): None}
-    answers = [
-        compare_time(shape, *case, arguments.rounds, bar=bar) for case, bar in cases.items()
-    ]
+    answers = [compare_time(shape, *case, arguments.rounds, bar=bar) for case, bar in cases.items()]
     answers.append(compare_memory(shape, 5))
     if torch.cuda.is_available():
         answers.append(compare_time(shape, 5, 0.4, 4 * arguments.rounds, "cuda", bar=10.0))

@@ -107,7 +107,7 @@ def predict_labels(
 ) -> Tensor:
     """Train ids (H, W) uint8 on the CPU, at `size`, of one image (3, h, w) uint8."""
     logits = predict(network, image.unsqueeze(0), windows=windows, flip=flip)
-    return enlarge(logits, size).argmax(1)[0].to("cpu", torch.uint8)
+    return _classes(logits, size)
 
 
 @torch.inference_mode()
@@ -130,9 +130,14 @@ def predict_uncertainty(
 
 
 def _confusion(logits: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    full = enlarge(logits.unsqueeze(0), label.shape)
-    prediction = full.argmax(dim=1).squeeze(0).to(torch.uint8).cpu()
+    prediction = _classes(logits.unsqueeze(0), label.shape)
     return confusion_matrix(prediction, label, num_classes=num_classes)
+
+
+def _classes(logits: Tensor, size: torch.Size) -> Tensor:
+    """Train ids (H, W) uint8 on the CPU, at `size`, of logits (1, C, h, w)."""
+    # On the CPU `max` takes a quarter of the time of `argmax`.
+    return enlarge(logits, size).max(dim=1).indices[0].to("cpu", torch.uint8)
 
 
 def batches(
