@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,13 +33,14 @@ from ssda.params import Params, load_params
 
 Item = TypeVar("Item")
 FULL = (1914, 1052)
-"""Size of a GTA image; it is enlarged to 2560 x 1440 for crops of 1024 x 1024."""
+ENLARGED = (2560, 1440)
+"""Size of a GTA image, and what it is enlarged to for crops of 1024 x 1024."""
 CORES = 16
 
 
 def full_size(params: Params) -> Params:
     """Images and crops of the paper's run."""
-    images = {"source_size": (2560, 1440), "target_size": (2048, 1024), "crop": (1024, 1024)}
+    images = {"target_size": (2048, 1024), "crop": (1024, 1024)}
     sampling = {"min_pixels": 3000, "min_crop_ratio": 2.0}
     return params.model_copy(
         update={
@@ -51,7 +53,7 @@ def full_size(params: Params) -> Params:
 def samples_of(index: Index, params: Params) -> tuple[SourceSamples, TargetSamples]:
     """Both sorts of samples, of one set."""
     return (
-        SourceSamples(index, params.images, params.sampling, 0, "benchmark"),
+        SourceSamples([index], params.images, params.sampling, 0, "benchmark"),
         TargetSamples(index, params.images, params.adapt.margins, 0),
     )
 
@@ -160,6 +162,7 @@ def main() -> None:
         folder = Path(name)
         small = convert_game(write_game(folder / "small", 60, (272, 144)), folder / "small_out")
         large = convert_game(write_game(folder / "large", 4, FULL), folder / "large_out")
+        large = replace(large, size=ENLARGED)
         demo = time_samples(small, params, arguments.rounds)
         full = time_samples(large, full_size(params), arguments.rounds)
         answers = [

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 
 from ssda.params import Params, load_params
+
+# Threads that have nothing to do sleep instead of spinning: where something else uses a core, if
+# only the processes that load images, a step of two spinning threads takes many times as long.
+# OpenMP reads it when PyTorch is imported, which is later.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def run(stage: Callable[[Params], object], description: str | None) -> None:

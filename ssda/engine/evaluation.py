@@ -73,7 +73,8 @@ def predict(
     the network at once; with `flip` the logits of the mirrored images are averaged in.
     """
     training = network.training
-    network.eval()
+    if training:
+        network.eval()
     inputs = images.to(network.device).float() / 255.0
 
     def see(inputs: Tensor) -> Tensor:
@@ -93,7 +94,8 @@ def predict(
     logits = see(inputs)
     if flip:
         logits = (logits + see(inputs.flip(-1)).flip(-1)) / 2
-    network.train(training)
+    if training:
+        network.train()
     return logits
 
 
