@@ -31,6 +31,8 @@ def adapt(params: Params) -> None:
     from ssda.engine.evaluation import validation_score
     from ssda.engine.training import create_optimiser
     from ssda.files import write_json
+    from ssda.networks.normalisation import synchronised
+    from ssda.processes import joined, rank
 
     settings = params.adapt
     device = pick_device(params.runtime.device)
@@ -50,11 +52,12 @@ def adapt(params: Params) -> None:
         }
 
     with (
+        joined(device),
         kept_state("adapt", params, ADAPTED) as kept,
         stage_run("adapt", params, kept.journal) as run,
     ):
         run.tag("device", device.type)
-        networks = start_networks(student.to(device), target, params)
+        networks = start_networks(synchronised(student.to(device)), target, params)
         optimiser = create_optimiser(networks.student, settings.optimiser)
         progress = kept.restore(
             {"student": networks.student, "teacher": networks.teacher}, optimiser
@@ -70,6 +73,8 @@ def adapt(params: Params) -> None:
             METRICS / "adapt",
             kept,
         )
+        if rank() > 0:
+            return
         save_network(STUDENT, networks.student, params.model, space)
         save_network(ADAPTED, networks.teacher, params.model, space)
         metrics = {name: None if v is None else round(v, 3) for name, v in validate().items()}
@@ -78,4 +83,4 @@ def adapt(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    command.run(adapt, __doc__)
+    command.run(adapt, __doc__, trains="adapt")

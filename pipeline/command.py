@@ -15,13 +15,26 @@ from ssda.params import Params, load_params
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def run(stage: Callable[[Params], object], description: str | None) -> None:
+def run(
+    stage: Callable[[Params], object], description: str | None, *, trains: str | None = None
+) -> None:
     """Read the parameters, run the stage; a ValueError or OSError becomes one line and exit code 1.
 
-    With --debug the traceback is shown instead.
+    With --debug the traceback is shown instead. A stage that trains gives its name: it runs on as
+    many processes as the environment asks for.
     """
     arguments = parser(description).parse_args()
-    guard(lambda: stage(load_params(arguments.params)), debug=arguments.debug)
+
+    def work() -> None:
+        params = load_params(arguments.params)
+        if trains is None:
+            stage(params)
+            return
+        from pipeline.launch import launch
+
+        launch(trains, params, stage)
+
+    guard(work, debug=arguments.debug)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

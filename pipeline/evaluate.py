@@ -28,6 +28,7 @@ def evaluate(params: Params) -> None:
     import copy
 
     from pipeline.report import write_table
+    from pipeline.resume import remove_old_states
     from pipeline.tracking import stage_run
     from ssda.datasets.index import check_raw_files, read_index
     from ssda.datasets.loading import EvaluationSamples
@@ -37,6 +38,7 @@ def evaluate(params: Params) -> None:
     from ssda.engine.evaluation import score
     from ssda.files import write_json
 
+    remove_old_states()
     device = pick_device(params.runtime.device)
     target = read_index(TARGET_TRAIN)
     report = read_index(TARGET_REPORT)

@@ -23,6 +23,8 @@ def pretrain(params: Params) -> None:
     from ssda.engine.pretraining import imagenet_network, pretrain_steps
     from ssda.engine.training import create_optimiser
     from ssda.files import write_json
+    from ssda.networks.normalisation import synchronised
+    from ssda.processes import joined, rank
 
     settings = params.pretrain
     device = pick_device(params.runtime.device)
@@ -36,11 +38,12 @@ def pretrain(params: Params) -> None:
         return {"validation_miou": validation_score(network, validation, params, space)}
 
     with (
+        joined(device),
         kept_state("pretrain", params, PRETRAINED) as kept,
         stage_run("pretrain", params, kept.journal) as run,
     ):
         run.tag("device", device.type)
-        network = imagenet_network(params, space.num_classes).to(device)
+        network = synchronised(imagenet_network(params, space.num_classes).to(device))
         optimiser = create_optimiser(network, settings.optimiser)
         progress = kept.restore({"network": network}, optimiser)
         follow(
@@ -54,10 +57,12 @@ def pretrain(params: Params) -> None:
             METRICS / "pretrain",
             kept,
         )
+        if rank() > 0:
+            return
         save_network(PRETRAINED, network, params.model, space)
         metrics = {name: None if v is None else round(v, 3) for name, v in validate().items()}
         write_json(METRICS / "pretrain.json", metrics)
 
 
 if __name__ == "__main__":
-    command.run(pretrain, __doc__)
+    command.run(pretrain, __doc__, trains="pretrain")

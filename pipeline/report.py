@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from tqdm import tqdm
 
-from pipeline.resume import Kept, stop_requests, warn
+from pipeline.resume import Kept, Stop, stop_requests, warn
 from pipeline.tracking import StageRun, to_json
 from ssda.engine.training import StepRecord
 from ssda.files import write_atomically, write_text
 from ssda.labels import LabelSpace
 from ssda.params import Params
+from ssda.processes import any_of, rank
 
 Row = Mapping[str, float | int | str]
 
@@ -75,41 +76,52 @@ def follow(
         initial=kept.saved,
         total=iterations,
         desc=folder.name,
-        disable=not (params.runtime.progress and sys.stderr.isatty()),
+        disable=not (params.runtime.progress and sys.stderr.isatty() and rank() == 0),
         dynamic_ncols=True,
     )
+
+    def tell(record: StepRecord) -> None:
+        nonlocal left_out
+        step = record.step + 1
+        if record.problem is not None:
+            left_out += 1
+            warn(f"step {record.step}: {record.problem}; the step is left out")
+        if record.step % params.runtime.log_every == 0 or step == iterations:
+            scalars = record.scalars() | {"learning_rate": record.learning_rate}
+            if left_out:
+                scalars["left_out"] = left_out
+            bar.set_postfix({k[5:]: f"{v:.3g}" for k, v in scalars.items() if k[:5] == "loss_"})
+            run.metrics(scalars, step)
+            losses.append({"step": step} | _rounded(scalars, 6))
+            for name, vector in record.report.items():
+                if vector.dim() == 1:
+                    values = dict(zip(classes, vector.tolist(), strict=True))
+                    run.metrics({f"{name}.{key}": v for key, v in values.items()}, step)
+                    class_shares.extend(
+                        {"step": step, "class": key, name: v}
+                        for key, v in _rounded(values, 4).items()
+                    )
+        if validate_every and (step % validate_every == 0 or step == iterations):
+            scores = validate()
+            run.metrics(scores, step)
+            validation.append({"step": step} | _rounded(scores, 3))
+        if record.problem is None:
+            kept.save_if_due(step, notes)
+        run.release(kept.saved)
+
+    first = rank() == 0
     with stop_requests() as asked:
         for record in bar:
-            step = record.step + 1
-            if record.problem is not None:
-                left_out += 1
-                warn(f"step {record.step}: {record.problem}; the step is left out")
-            if record.step % params.runtime.log_every == 0 or step == iterations:
-                scalars = record.scalars() | {"learning_rate": record.learning_rate}
-                if left_out:
-                    scalars["left_out"] = left_out
-                bar.set_postfix({k[5:]: f"{v:.3g}" for k, v in scalars.items() if k[:5] == "loss_"})
-                run.metrics(scalars, step)
-                losses.append({"step": step} | _rounded(scalars, 6))
-                for name, vector in record.report.items():
-                    if vector.dim() == 1:
-                        values = dict(zip(classes, vector.tolist(), strict=True))
-                        run.metrics({f"{name}.{key}": v for key, v in values.items()}, step)
-                        class_shares += [
-                            {"step": step, "class": key, name: v}
-                            for key, v in _rounded(values, 4).items()
-                        ]
-            if validate_every and (step % validate_every == 0 or step == iterations):
-                scores = validate()
-                run.metrics(scores, step)
-                validation.append({"step": step} | _rounded(scores, 3))
-            if record.problem is None:
-                kept.save_if_due(step, notes)
-            run.release(kept.saved)
-            if stop := asked():
-                kept.save(step, notes())
-                run.release(kept.saved)
-                raise stop.after(step, kept.saved)
+            if first:
+                tell(record)
+            stop = asked()
+            if any_of(stop is not None):
+                if first:
+                    kept.save(record.step + 1, notes())
+                    run.release(kept.saved)
+                raise (stop or Stop("stopped", 1)).after(record.step + 1, kept.saved)
+    if not first:
+        return
     kept.save(iterations, notes())
     for name, rows in (("losses", losses), ("classes", class_shares), ("validation", validation)):
         if rows:

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -99,12 +99,16 @@ class Kept:
         """Bring networks and optimiser to where an earlier start left them."""
         from ssda.engine.state import restore
         from ssda.engine.training import Progress
+        from ssda.processes import rank, take_over
 
         self.networks, self.optimiser = networks, optimiser
+        for network in networks.values():
+            take_over(network.state_dict().values())
         if self.state is None:
             return Progress(optimiser, 0)
         restore(networks, optimiser, self.state.tensors)
-        print(f"going on after step {self.state.step}", file=sys.stderr)
+        if rank() == 0:
+            print(f"going on after step {self.state.step}", file=sys.stderr)
         return Progress(optimiser, self.state.step)
 
     def save_if_due(self, step: int, notes: Callable[[], Any]) -> None:
@@ -139,13 +143,23 @@ def kept_state(stage: str, params: Params, out: Path) -> Generator[Kept]:
         ValueError: another process trains on the state.
     """
     from ssda.engine.state import StateWriter, read_newest
+    from ssda.processes import rank, wait_for_all
 
     folder = root() / STATES / f"{stage}-{state_key(stage, params)}"
-    with locked(folder.with_suffix(".lock"), "trains on the same state", PATIENCE):
-        remove_old_states(held=folder)
-        state = read_newest(folder, warn)
+    first = rank() == 0
+    lock = locked(folder.with_suffix(".lock"), "trains on the same state", PATIENCE)
+    with lock if first else nullcontext():
+        if first:
+            remove_old_states(held=folder)
+            state = read_newest(folder, warn)
+            wait_for_all()
+        else:
+            wait_for_all()
+            state = read_newest(folder, warn)
         written = state.step if state else 0
         yield Kept(params.runtime.save_every, state, StateWriter(folder, warn, written), {})
+        if not first:
+            return
         if "DVC_STAGE" in os.environ:  # which will write dvc.lock
             content = hashlib.md5(out.read_bytes(), usedforsecurity=False).hexdigest()
             write_json(folder / FINISHED, {out.as_posix(): content})

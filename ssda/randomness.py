@@ -9,6 +9,9 @@ import zlib
 
 import numpy as np
 
+from ssda.processes import count as count_processes
+from ssda.processes import rank
+
 
 def generator(random_state: int, purpose: str, *position: int) -> np.random.Generator:
     """The random generator at an address, such as (0, "mixing", sample)."""
@@ -16,5 +19,9 @@ def generator(random_state: int, purpose: str, *position: int) -> np.random.Gene
 
 
 def generators(random_state: int, purpose: str, step: int, count: int) -> list[np.random.Generator]:
-    """One generator for each of the `count` samples of a step; sample numbers run over steps."""
-    return [generator(random_state, purpose, step * count + i) for i in range(count)]
+    """One generator for each of this process's `count` samples of a step.
+
+    Sample numbers run over the global batch and over steps.
+    """
+    first = (step * count_processes() + rank()) * count
+    return [generator(random_state, purpose, first + i) for i in range(count)]

@@ -18,6 +18,7 @@ from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.datasets.index import Index, Record
 from ssda.datasets.sampling import draw_crop, random_corner, rare_class_sampler
 from ssda.params import Images, Margins, Sampling
+from ssda.processes import part, rank
 from ssda.randomness import generator
 
 Size = tuple[int, int]
@@ -165,7 +166,7 @@ class EvaluationSamples(Dataset[tuple[Tensor, Tensor | None]]):
 def source_batches(
     samples: SourceSamples, steps: range, batch_size: int, workers: int
 ) -> Iterator[SourceBatch]:
-    """The batch of each step; sample numbers run on from step to step."""
+    """The batch of each step, this process's part; sample numbers run on from step to step."""
     for images, labels in _load(samples, steps, batch_size, workers):
         yield SourceBatch(images, labels)
 
@@ -173,7 +174,7 @@ def source_batches(
 def target_batches(
     samples: TargetSamples, steps: range, batch_size: int, workers: int
 ) -> Iterator[TargetBatch]:
-    """The batch of each step; sample numbers run on from step to step."""
+    """The batch of each step, this process's part; sample numbers run on from step to step."""
     for images, counted in _load(samples, steps, batch_size, workers):
         yield TargetBatch(images, counted)
 
@@ -203,12 +204,13 @@ def check_crop(index: Index, size: Size | None, crop: Size) -> None:
 
 
 def _load(samples: Any, steps: range, batch_size: int, workers: int) -> Iterator[list[Tensor]]:
-    numbers = range(steps.start * batch_size, steps.stop * batch_size)
+    count = part(batch_size)
+    firsts = (step * batch_size + rank() * count for step in steps)
+    numbers = (list(range(first, first + count)) for first in firsts)
     try:
         yield from DataLoader(
             samples,
-            batch_size,
-            sampler=numbers,
+            batch_sampler=numbers,
             num_workers=workers,
             worker_init_fn=_ignore_signals,
         )

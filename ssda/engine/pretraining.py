@@ -51,7 +51,7 @@ def pretrain_steps(
     batches = source_batches(samples, steps, settings.batch_size, params.runtime.workers)
 
     def add_gradients(batch: SourceBatch, step: int) -> dict[str, torch.Tensor]:
-        dropout = generators(params.random_state, "pretrain dropout", step, settings.batch_size)
+        dropout = generators(params.random_state, "pretrain dropout", step, len(batch.images))
         return source_gradients(network, batch.to(device), dropout)
 
     network.train()

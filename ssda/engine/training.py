@@ -11,8 +11,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ssda.networks.normalisation import batch_normalisations
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Optimiser
+from ssda.processes import add_up, averaged, count, summed
 
 BatchType = TypeVar("BatchType")
 WARMUP_START = 1e-6
@@ -94,7 +96,7 @@ def train(
             group["lr"] = rate * factor
         optimiser.zero_grad()
         buffers = [buffer.clone() for buffer in network.buffers()]
-        report = add_gradients(batch, step)
+        report = combine(network, add_gradients(batch, step))
         problem = find_problem(network, report)
         if problem is None:
             left_out = 0
@@ -111,6 +113,23 @@ def train(
                 f"step {step}: {problem}, the {PATIENCE}th step in a row that is not finite; "
                 f"images: {', '.join(map(str, files(step)))}; lower optimiser.learning_rate"
             )
+
+
+@torch.no_grad()
+def combine(network: nn.Module, report: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add up gradients and losses over processes, average running statistics; returns the report.
+
+    Where statistics are synchronised their mean is what all have.
+    """
+    if count() == 1:
+        return report
+    add_up(p.grad for p in network.parameters() if p.grad is not None)
+    for layer in batch_normalisations(network):
+        for values in (layer.running_mean, layer.running_var):
+            if values is not None:
+                values.copy_(averaged(values))
+    losses = {name: summed(value) for name, value in report.items() if name.startswith("loss_")}
+    return report | losses
 
 
 def create_optimiser(network: Segmenter, settings: Optimiser) -> torch.optim.AdamW:

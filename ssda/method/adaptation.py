@@ -41,6 +41,7 @@ from ssda.networks.heads import enlarge
 from ssda.networks.normalisation import kept_statistics
 from ssda.networks.segmenter import Prediction, Segmenter
 from ssda.params import Adapt
+from ssda.processes import averaged, gathered, own, share, summed
 from ssda.randomness import generators
 
 
@@ -157,9 +158,14 @@ def guide(teacher: Segmenter, target: TargetBatch, task: Task, step: int) -> Gui
     if needs_seeds(task):
         members = ensemble(prediction, settings.members).softmax(dim=2)
         uncertainty = STATISTICS[settings.statistic](members)
-        seeds = select_seeds(
-            labels, uncertainty, confidence, task.ratios, min_pixels=settings.min_pixels
+        everywhere = select_seeds(
+            gathered(labels),
+            gathered(uncertainty),
+            gathered(confidence),
+            task.ratios,
+            min_pixels=settings.min_pixels,
         )
+        seeds = own(everywhere)
         if settings.max_uncertainty is not None:
             seeds &= uncertainty <= settings.max_uncertainty
     mix_weights = pseudo.weights
@@ -184,7 +190,8 @@ def ensemble(prediction: Prediction, members: str) -> Tensor:
 def seed_weights(pseudo: PseudoLabels, seeds: Tensor) -> Tensor:
     """The weights (N, H, W) on seeds alone, so much larger that their sum stays."""
     kept = pseudo.weights * seeds
-    return kept * (pseudo.weights.sum() / kept.sum().clamp_min(torch.finfo(kept.dtype).tiny))
+    total = summed(kept.sum()).clamp_min(torch.finfo(kept.dtype).tiny)
+    return kept * (summed(pseudo.weights.sum()) / total)
 
 
 def target_gradients(
@@ -226,7 +233,7 @@ def target_gradients(
             radius=settings.trucrf.radius,
             sigma_xy=settings.trucrf.sigma_xy,
             sigma_rgb=settings.trucrf.sigma_rgb,
-        )
+        ) * share(~guidance.seeds)
         total = total + settings.trucrf.weight * losses["trucrf"]
     with kept_statistics(student):  # activation checkpointing runs the encoder again
         (weights.target * total).backward()
@@ -273,14 +280,15 @@ def masked_gradients(
 @torch.no_grad()
 def indicators(guidance: Guidance, num_classes: int) -> dict[str, Tensor]:
     """Label-free indicators of how adaptation goes."""
-    report = {"certain_share": guidance.pseudo.certain_share, "entropy": guidance.entropy}
+    report = {"certain_share": guidance.pseudo.certain_share, "entropy": averaged(guidance.entropy)}
     if guidance.uncertainty is not None and guidance.seeds is not None:
         flat = guidance.grid_labels.flatten()
         counts = guidance.entropy.new_zeros(2, IGNORE + 1)
         counts[0].index_add_(0, flat, torch.ones_like(flat, dtype=counts.dtype))
         counts[1].index_add_(0, flat, guidance.seeds.flatten().to(counts.dtype))
-        report["uncertainty"] = guidance.uncertainty.mean()
-        report["seeds"] = guidance.seeds.float().mean()
+        counts = summed(counts)
+        report["uncertainty"] = averaged(guidance.uncertainty.mean())
+        report["seeds"] = averaged(guidance.seeds.float().mean())
         report["seed_share"] = (counts[1] / counts[0])[:num_classes]
     return report
 

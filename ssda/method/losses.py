@@ -1,4 +1,4 @@
-"""Pure losses on logits, labels and features."""
+"""Losses on logits, labels and features; of several processes, each has its share of the loss."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ssda.method.uncertainty import mutual_information
 from ssda.networks.heads import enlarge
 from ssda.networks.segmenter import Views
 from ssda.networks.windows import cut
+from ssda.processes import count, summed
 
 DETAIL_SHARE = 0.1
 """HRDA's lambda_d: the loss is 0.9 that of the fused logits and 0.1 that of the detail crops."""
@@ -49,7 +50,7 @@ def source_loss(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (N, H, W) int64, IGNORE does not count.
     """
     total = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp_min(1)
+    return total / summed((labels != IGNORE).sum()).clamp_min(1)
 
 
 def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         weights: (N, H, W), >= 0.
     """
     losses = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-    return (losses * weights).mean()
+    return (losses * weights).mean() / count()
 
 
 def uncertainty_loss(logits: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def uncertainty_loss(logits: Tensor) -> Tensor:
     Args:
         logits: (K, N, C, H, W) of K stochastic passes; the loss pulls them together.
     """
-    return mutual_information(logits.softmax(dim=2)).mean()
+    return mutual_information(logits.softmax(dim=2)).mean() / count()
 
 
 def thing_cells(
@@ -100,4 +101,4 @@ def feature_distance(features: Tensor, reference: Tensor, cells: Tensor) -> Tens
         cells: (N, h, w) bool.
     """
     distances = torch.linalg.vector_norm(features.float() - reference.float(), dim=1)
-    return (distances * cells).sum() / cells.sum().clamp_min(1)
+    return (distances * cells).sum() / summed(cells.sum()).clamp_min(1)

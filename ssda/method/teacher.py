@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssda.labels import IGNORE
+from ssda.processes import summed
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
@@ -69,6 +70,6 @@ def pseudo_labels(
     """
     confidence, labels = probabilities.max(dim=1)
     certain = (confidence >= threshold) & counted
-    share = certain.sum() / counted.sum().clamp_min(1)
+    share = summed(certain.sum()) / summed(counted.sum()).clamp_min(1)
     weights = certain.float() if weighting == "pixel" else share * counted.float()
     return PseudoLabels(labels.masked_fill(~counted, IGNORE), weights, share)

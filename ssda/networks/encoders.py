@@ -5,6 +5,7 @@ An encoder is a name and what its library says of its features; there is no clas
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from importlib.util import find_spec
@@ -133,6 +134,8 @@ def load_imagenet_weights(encoder: Encoder, model: Model) -> None:
     not fit.
     """
     name = model.encoder
+    # timm tells of the classifier, which is left out.
+    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
     if model.weights is not None:
         state = _read_state(Path(model.weights))
     elif name == "tf_efficientnet_lite0":

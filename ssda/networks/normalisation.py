@@ -9,15 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from ssda.processes import count
+
+NetworkType = TypeVar("NetworkType", bound=nn.Module)
 
 
 def batch_normalisations(network: nn.Module) -> list[_BatchNorm]:
     """All layers that keep running statistics."""
     return [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+
+
+def synchronised(network: NetworkType) -> NetworkType:
+    """The network with statistics over all processes' images, where there are several on CUDA.
+
+    There is no such layer for CPUs: there each process normalises by its own part of the batch.
+    """
+    on_cuda = any(parameter.is_cuda for parameter in network.parameters())
+    convert: Any = convert_sync_batchnorm  # timm's, which knows layers with an activation
+    return convert(network) if count() > 1 and on_cuda else network
 
 
 @contextmanager

@@ -126,7 +126,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_gta(folder / "raw/game", 4, size=(36, 68), processes=1)
     write_cityscapes(folder / "raw/city", {"train": 4, "val": 2}, size=(32, 64), processes=1)
     params = write_params(folder, SHORT)
-    inventory.inventory(params)
+    inventory.inventory(params, "game")
     convert.main(params)
     assert finish(start("pretrain")) == ""
     shutil.copy("mlflow.db", "before.db")
@@ -308,7 +308,7 @@ def test_the_key_follows_params_code_and_data(unbroken: dict[str, bytes]) -> Non
     assert state_key("pretrain", changed) == keys[1]
     runtime = params.runtime.model_copy(update={"workers": 7})
     assert state_key("adapt", params.model_copy(update={"runtime": runtime})) == keys[0]
-    label = next(Path("data/converted/source/train/labels").iterdir())
+    label = next(Path("data/converted/sources/game/labels").iterdir())
     content = label.read_bytes()
     label.write_bytes(content + b" ")
     keys.append(state_key("adapt", params))

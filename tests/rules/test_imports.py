@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FACTS = {"ssda.files", "ssda.labels", "ssda.params", "ssda.randomness", "ssda.sections"}
+FACTS = {
+    f"ssda.{name}" for name in ("files", "labels", "params", "processes", "randomness", "sections")
+}
 ALLOWED = {
     "ssda/datasets": {"ssda.datasets"},
     "ssda/networks": {"ssda.networks"},

@@ -1,0 +1,62 @@
+"""A training stage on several processes: NPROC on this machine, on NNODES machines.
+
+On each machine the same command is started with the same NPROC, NNODES and RENDEZVOUS (host:port of
+one of them). RESTARTS says how often processes are started again after one has died.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from ssda.params import Params
+
+
+def launch(stage: str, params: Params, alone: Callable[[Params], object]) -> None:
+    """Run a stage: here, or on several processes where the environment asks for them.
+
+    Raises ValueError for a batch that cannot be shared out, or where a process died.
+    """
+    local, nodes = _number("NPROC", 1), _number("NNODES", 1)
+    if local * nodes == 1 or "RANK" in os.environ:
+        alone(params)
+        return
+    batch_size = getattr(params, stage).batch_size
+    if batch_size % (local * nodes):
+        raise ValueError(
+            f"{stage}.batch_size = {batch_size}: must be a multiple of NPROC x NNODES = "
+            f"{local * nodes}"
+        )
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=nodes,
+        max_nodes=nodes,
+        nproc_per_node=local,
+        run_id=f"ssda-{stage}",
+        rdzv_backend="c10d",
+        rdzv_endpoint=os.environ.get("RENDEZVOUS", "127.0.0.1:0"),
+        max_restarts=_number("RESTARTS", 0),
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        elastic_launch(config, sys.executable)("-m", f"pipeline.{stage}", *sys.argv[1:])
+    except SignalException as stop:
+        sys.exit(128 + stop.sigval)
+    except ChildFailedError as error:
+        number, failure = error.get_first_failure()
+        raise ValueError(
+            f"process {number} of {local * nodes} ended with exit code "
+            f"{failure.exitcode}, the others were stopped; the same command goes on after the "
+            "last saved step"
+        ) from error
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or (int(text) == 0 and default > 0):
+        raise ValueError(f"{name} = {text!r}: must be a whole number >= {default}")
+    return int(text)

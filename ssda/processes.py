@@ -1,0 +1,123 @@
+"""The processes that train one network together; alone, each function gives back what it gets.
+
+Each holds a part of the global batch. A loss is a process's share of the loss on the whole batch,
+so that losses and gradients add up over processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed
+
+PATIENCE = timedelta(hours=1)
+"""How long processes wait for one another, such as for the first one to validate."""
+
+
+@contextmanager
+def joined(device: torch.device) -> Generator[None]:
+    """Inside, the processes that torchrun started work together; others work alone."""
+    if "RANK" not in os.environ:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    yield
+    distributed.destroy_process_group()  # not after an error: the others may be gone
+
+
+def count() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0; the first one logs and saves."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def part(batch_size: int) -> int:
+    """How many samples of a global batch each process has.
+
+    Raises ValueError where they cannot be shared out evenly.
+    """
+    if batch_size % count():
+        raise ValueError(f"batch_size = {batch_size}: must be a multiple of {count()} processes")
+    return batch_size // count()
+
+
+def wait_for_all() -> None:
+    """Return when all processes are here."""
+    if count() > 1:
+        distributed.barrier()
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over processes, without gradient where there are several."""
+    if count() == 1:
+        return values
+    total = values.detach().clone()
+    distributed.all_reduce(total)
+    return total
+
+
+def averaged(values: Tensor) -> Tensor:
+    """The mean over processes, without gradient where there are several."""
+    return values if count() == 1 else summed(values) / count()
+
+
+def gathered(values: Tensor) -> Tensor:
+    """All processes' values (N, ...), in the order of the global batch, (processes x N, ...)."""
+    if count() == 1:
+        return values
+    parts = [torch.empty_like(values, memory_format=torch.contiguous_format)] * count()
+    parts = [part.clone() for part in parts]
+    distributed.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
+
+
+def own(values: Tensor) -> Tensor:
+    """This process's part of what `gathered` gives."""
+    return values.chunk(count())[rank()]
+
+
+def share(mask: Tensor) -> Tensor | float:
+    """Factor that makes a mean over this process's True pixels its share of the mean over all."""
+    if count() == 1:
+        return 1.0
+    own_pixels = mask.sum()
+    return own_pixels.clamp_min(1) / summed(own_pixels).clamp_min(1)
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
+    return flag if count() == 1 else bool(summed(torch.tensor(float(flag), device=_device())))
+
+
+def add_up(tensors: Iterable[Tensor]) -> None:
+    """Replace tensors by their sum over processes, in one message."""
+    tensors = list(tensors)
+    if count() == 1 or not tensors:
+        return
+    total = torch.cat([tensor.flatten() for tensor in tensors])
+    distributed.all_reduce(total)
+    for tensor, values in zip(tensors, total.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(values.view(tensor.shape))
+
+
+def take_over(tensors: Iterable[Tensor]) -> None:
+    """Replace tensors by those of the first process."""
+    if count() > 1:
+        for tensor in tensors:
+            values = tensor.detach().contiguous()
+            distributed.broadcast(values, 0)
+            tensor.detach().copy_(values)
+
+
+def _device() -> str:
+    return "cuda" if distributed.get_backend() == "nccl" else "cpu"
