@@ -16,13 +16,24 @@ from ssda.params import Params
 def launch(stage: str, params: Params, alone: Callable[[Params], object]) -> None:
     """Run a stage: here, or on several processes where the environment asks for them.
 
-    Raises ValueError for a batch that cannot be shared out, or where a process died.
+    Raises ValueError for a batch that cannot be shared out or does not fit into memory, or where a
+    process died.
     """
     local, nodes = _number("NPROC", 1), _number("NNODES", 1)
-    if local * nodes == 1 or "RANK" in os.environ:
-        alone(params)
-        return
     batch_size = getattr(params, stage).batch_size
+    if local * nodes == 1 or "RANK" in os.environ:
+        try:
+            alone(params)
+        except RuntimeError as error:  # torch is not imported yet: no class to name
+            reason = str(error).strip().split("\n")[0]
+            if type(error).__name__ != "OutOfMemoryError" and "not enough memory" not in reason:
+                raise
+            raise ValueError(
+                f"out of memory with {stage}.batch_size = {batch_size} and images.crop = "
+                f"{list(params.images.crop)}: lower one of them, runtime.evaluation_batch_size or "
+                f"model.channels, or share the batch out over more processes ({reason[:200]})"
+            ) from error
+        return
     if batch_size % (local * nodes):
         raise ValueError(
             f"{stage}.batch_size = {batch_size}: must be a multiple of NPROC x NNODES = "

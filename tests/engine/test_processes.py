@@ -1,0 +1,184 @@
+"""Two processes on the loopback equal one: the same samples, losses, seeds and gradients."""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from demo.scenes import write_cityscapes, write_gta
+from pipeline.command import guard
+from pipeline.launch import launch
+from ssda import processes
+from ssda.datasets.conversion import convert_split
+from ssda.datasets.index import read_index
+from ssda.datasets.layouts import load_layout
+from ssda.engine.adapting import adapt_steps, start_networks
+from ssda.engine.pretraining import imagenet_network
+from ssda.labels import CITYSCAPES
+from ssda.method import adaptation
+from ssda.networks.normalisation import batch_normalisations
+from ssda.params import Params
+from ssda.processes import joined
+from tests.conftest import ROOT, make_params
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["ssda.engine.adapting", "ssda.engine.pretraining"])
+
+
+def step_params() -> Params:
+    return make_params(
+        {
+            "images.crop": [64, 32],
+            "sampling.min_pixels": 10,
+            "model.channels": 8,
+            "adapt.iterations": 1,
+            "adapt.batch_size": 4,
+            "adapt.uncertainty.confidence_threshold": 0.4,
+            "adapt.losses.feature_distance": 1.0,
+            "adapt.losses.masked": 1.0,
+            "adapt.feature_distance.min_share": 0.3,
+            "runtime.workers": 0,
+        }
+    )
+
+
+def one_step(folder: Path) -> None:
+    """A joint step of this process; leaves its samples, gradients and report in a file.
+
+    Statistics of batch normalisation are frozen: CPUs have no layer that synchronises them.
+    """
+    torch.set_num_threads(1)
+    params = step_params()
+    source, target = read_index(folder / "source"), read_index(folder / "target")
+    with joined(torch.device("cpu")):
+        network = imagenet_network(params, 19)
+        with torch.no_grad():  # a teacher that is sure of something
+            for values in network.classifier.parameters():
+                values.mul_(50)
+        networks = start_networks(network, target, params)
+        for layer in batch_normalisations(networks.student):
+            layer.eval()
+        taken: dict[str, torch.Tensor] = {}
+        step: Callable[..., Any] = adaptation.joint_step
+
+        def watch(*arguments: Any) -> Any:
+            taken["source"], taken["target"] = arguments[1].images, arguments[2].images
+            return step(*arguments)
+
+        import ssda.engine.adapting as adapting
+
+        adapting.joint_step = watch
+        (record,) = adapt_steps(networks, [source], target, params, CITYSCAPES)
+        adapting.joint_step = step
+        gradients = {
+            name: values.grad
+            for name, values in networks.student.named_parameters()
+            if values.grad is not None
+        }
+        content = {"taken": taken, "gradients": gradients, "report": record.report}
+        torch.save(content, folder / f"{processes.count()}-{processes.rank()}.pt")
+
+
+def one_of_two(folder: Path, rank: int, port: int) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    one_step(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sets")
+    write_gta(folder / "game", 4, size=(36, 68), processes=1)
+    write_cityscapes(folder / "city", {"train": 4}, size=(32, 64), processes=1)
+    for name, layout, raw in (("source", "gta", "game"), ("target", "cityscapes", "city")):
+        convert_split(
+            load_layout(layout),
+            folder / raw,
+            "train",
+            folder / name,
+            space=CITYSCAPES,
+            with_labels=name == "source",
+        )
+    return folder
+
+
+def test_two_processes_equal_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    one_step(folder)
+    children = [
+        context.Process(target=one_of_two, args=(folder, rank, 29400 + os.getpid() % 1000))
+        for rank in (0, 1)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+        assert child.exitcode == 0
+    alone, first, second = (
+        torch.load(folder / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")
+    )
+    for name, images in alone["taken"].items():
+        assert torch.equal(images, torch.cat([first["taken"][name], second["taken"][name]]))
+    assert alone["report"]["seeds"] > 0 and alone["report"]["thing_cell_share"] > 0
+    assert 0 < alone["report"]["certain_share"] < 1
+    for name, value in alone["report"].items():
+        for other in (first, second):
+            torch.testing.assert_close(
+                other["report"][name], value, rtol=1e-4, atol=1e-6, equal_nan=True, msg=name
+            )
+    scale = max(float(values.abs().max()) for values in alone["gradients"].values())
+    for name, values in alone["gradients"].items():
+        assert torch.equal(first["gradients"][name], second["gradients"][name])
+        torch.testing.assert_close(
+            first["gradients"][name], values, rtol=1e-3, atol=1e-6 * scale, msg=name
+        )
+
+
+def test_a_batch_that_cannot_be_shared_out_is_told_before_any_process_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NPROC", "3")
+    with pytest.raises(ValueError, match=r"adapt.batch_size = 4: must be a multiple of .* = 3"):
+        launch("adapt", step_params(), lambda _: None)
+    monkeypatch.setenv("NPROC", "two")
+    with pytest.raises(SystemExit, match="error: NPROC = 'two': must be a whole number >= 1"):
+        guard(lambda: launch("adapt", step_params(), lambda _: None), debug=False)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ..."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to ..."),
+    ],
+)
+def test_out_of_memory_names_what_to_lower(error: Exception) -> None:
+    def fail(_: Params) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        guard(lambda: launch("adapt", step_params(), fail), debug=False)
+    line = str(caught.value.code)
+    assert "\n" not in line
+    for part in ("adapt.batch_size = 4", "images.crop = [64, 32]", "model.channels", "memory"):
+        assert part in line
+    with pytest.raises(RuntimeError, match="another"):
+        launch("adapt", step_params(), lambda _: (_ for _ in ()).throw(RuntimeError("another")))
+
+
+def test_alone_every_function_gives_back_what_it_gets() -> None:
+    values = torch.rand(4, 2)
+    assert processes.summed(values) is values and processes.gathered(values) is values
+    assert processes.averaged(values) is values and processes.own(values) is not None
+    assert torch.equal(processes.own(values), values)
+    assert processes.share(values > 0.5) == 1.0
+    assert processes.part(7) == 7
+    assert not processes.any_of(False) and processes.any_of(True)
