@@ -481,6 +481,8 @@ GOOD: dict[str, Spoil] = {
         for folder in (IMAGES, LABELS)
     ],
     "image that is a JPEG": lambda: write_image(f"{IMAGES}/1.png", format="JPEG"),
+    "image of 16 bits": lambda: write_pixels(f"{IMAGES}/1.png", np.dstack([GREY16] * 3)),
+    "grey image": lambda: write_label(f"{IMAGES}/1.png"),
     "one label void": lambda: write_label(f"{LABELS}/1.png", value=0),
     "one class alone": lambda: [
         write_label(f"{LABELS}/{number}.png", value=7) for number in range(3)

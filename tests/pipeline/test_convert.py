@@ -145,6 +145,29 @@ def test_inventory_changes_when_and_only_when_raw_data_do(params: Params) -> Non
     assert {name for name in before if resized[name] != added[name]} == {"target/validation"}
 
 
+def test_inventory_changes_with_layout_and_classes(params: Params) -> None:
+    def digest(text: str, labels: str) -> str:
+        Path("game.yaml").write_text(f"like: gta\nids: {text}\n")
+        Path("own.yaml").write_text(labels)
+        inventory(own, "game")
+        return (INVENTORY / "game.json").read_text()
+
+    raw = {"game": params.sources["game"].model_copy(update={"layout": "game.yaml"})}
+    target = params.target.model_copy(update={"layout": "game.yaml", "root": raw["game"].root})
+    splits = {"train": "train", "validation": "train", "report": "train"}
+    target = target.model_copy(update=splits)
+    own = params.model_copy(update={"sources": raw, "target": target, "labels": "own.yaml"})
+    classes = "classes: {road: [0, 0, 0], car: [1, 1, 1]}\n"
+    digests = [
+        digest("{7: road}", classes),
+        digest("{7: car}", classes),
+        digest("{7: car}", classes + "things: [car]\n"),
+        digest("{7: car}", classes.replace("[1, 1, 1]", "[2, 2, 2]")),
+    ]
+    assert len({*digests}) == 4
+    assert digest("{7: road}", classes) == digests[0]
+
+
 def test_inventory_says_what_is_missing_and_loads_nothing_heavy(params: Params) -> None:
     heavy = "import sys, pipeline.inventory; print({'torch', 'cv2', 'PIL'} & {*sys.modules})"
     done = subprocess.run(
