@@ -20,8 +20,9 @@ from PIL import Image
 from benchmarks.made_up import convert_game, write_game
 from benchmarks.measure import Answer, describe_machine, interleave, ratio, report
 from benchmarks.usual import convert_label, masked_train_ids
-from ssda.datasets.conversion import PNG_OPTIONS, count_classes, raw_table, to_train_ids
+from ssda.datasets.conversion import PNG_OPTIONS, count_classes
 from ssda.datasets.layouts import load_layout
+from ssda.datasets.raw_files import raw_table, to_train_ids
 from ssda.labels import CITYSCAPES
 
 SIZE = (1914, 1052)

@@ -81,18 +81,20 @@ def create_setting(params: Params) -> Setting:
     torch.manual_seed(0)
     student = Segmenter(params.model, CITYSCAPES.num_classes).to(device).train()
     imagenet = frozen_encoder(copy.deepcopy(student.encoder))
+    source, target = random_batches(params, device)
+    return Setting(params, Networks(student, create_teacher(student), imagenet), source, target)
+
+
+def random_batches(params: Params, device: torch.device) -> tuple[SourceBatch, TargetBatch]:
+    """Noise of a step's size; labels in blocks, as streets have them."""
     width, height = params.images.crop
     count = params.adapt.batch_size
     blocks = torch.randint(0, CITYSCAPES.num_classes, (count, 4, 8))
     labels = blocks.repeat_interleave(height // 4, 1).repeat_interleave(width // 8, 2)
     images = torch.rand(2, count, 3, height, width)
     counted = torch.ones(count, height, width, dtype=torch.bool)
-    return Setting(
-        params,
-        Networks(student, create_teacher(student), imagenet),
-        SourceBatch(images[0].to(device), labels.to(device)),
-        TargetBatch(images[1].to(device), counted.to(device)),
-    )
+    source = SourceBatch(images[0].to(device), labels.to(device))
+    return source, TargetBatch(images[1].to(device), counted.to(device))
 
 
 def whole_step(setting: Setting) -> Callable[[], None]:

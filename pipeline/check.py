@@ -15,9 +15,10 @@ import numpy as np
 
 from pipeline.inventory import RawSplit, raw_splits
 from pipeline.report import sheet
-from ssda.datasets.conversion import check_split, listed, read_train_ids
+from ssda.datasets.conversion import check_split, listed
 from ssda.datasets.index import Index, class_frequencies
 from ssda.datasets.loading import SourceSamples, check_crop, read_image
+from ssda.datasets.raw_files import raw_table, read_train_ids
 from ssda.params import Params
 
 PICTURES = Path("data/check")
@@ -93,11 +94,12 @@ def draw(index: Index, raw: RawSplit) -> Path:
     """A picture of a few images, spread over the split: image, labels, both."""
     records = [record for record in index.records if record.label is not None]
     palette = index.space.palette()
+    table = raw_table(raw.layout, raw.space)
     rows: list[list[np.ndarray]] = []
     for record in records[:: max(1, len(records) // SHOWN)][:SHOWN]:
         image = read_image(index.image_path(record))
         assert record.label is not None
-        label = read_train_ids(raw.root / record.label, raw.layout, raw.space)
+        label = read_train_ids(raw.root / record.label, raw.layout, table)
         size = (record.width, record.height)
         label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT).astype(np.uint8)
         overlay = cv2.addWeighted(image, 0.5, palette[label], 0.5, 0.0).astype(np.uint8)

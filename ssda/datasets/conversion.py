@@ -14,21 +14,13 @@ from typing import TypeVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
 from ssda.datasets.index import Index, Record, write_index
-from ssda.datasets.layouts import (
-    Layout,
-    RawImage,
-    Values,
-    describe,
-    describe_allowed,
-    find_images,
-    find_labels,
-)
+from ssda.datasets.layouts import Layout, RawImage, find_images, find_labels
+from ssda.datasets.raw_files import image_facts, raw_table, read_train_ids
 from ssda.files import write_text
-from ssda.labels import IGNORE, LabelSpace
+from ssda.labels import LabelSpace
 from ssda.params import Size
 
 Result = TypeVar("Result")
@@ -36,20 +28,8 @@ Result = TypeVar("Result")
 LISTED = 20
 """Problems that an error lists; the others are counted."""
 
-UNKNOWN = 254
-"""Stands for raw values outside the map, while a label is converted."""
-
 # Neighbouring rows of a label are alike: the filter "up" halves the time of writing.
 PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP)
-
-COLOUR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGBA"}
-# (bits, PNG colour type) that can hold the values.
-PNG_KINDS: dict[Values, tuple[tuple[int, int], ...]] = {
-    "index": ((8, 0), (8, 3), (4, 3), (2, 3), (1, 3)),
-    "red16": ((16, 2), (16, 6)),
-    "colours": ((8, 2), (8, 6), (8, 3), (4, 3), (2, 3), (1, 3)),
-}
-BITS: dict[Values, int] = {"index": 8, "red16": 16, "colours": 24}
 
 
 @dataclass
@@ -139,11 +119,6 @@ def check_split(
     return Index(root, root, space, records, len(task.resized)), task.problems
 
 
-def read_train_ids(path: Path, layout: Layout, space: LabelSpace) -> NDArray[np.uint8]:
-    """A raw label as train ids, (H, W), at its own size; ValueError for a bad file."""
-    return _read_label(path, layout, raw_table(layout, space))
-
-
 def listed(problems: list[str]) -> str:
     """One problem as it is; of several the number and the first, a line each."""
     if len(problems) == 1:
@@ -218,10 +193,12 @@ def _convert_images(
 
 
 def _convert_image(task: _Task, image: RawImage) -> Record | None:
-    facts = task.attempt(image.path, lambda path: _image_facts(path, task.layout.size))
+    facts = task.attempt(image.path, lambda path: image_facts(path, task.layout.size))
     label = None
     if image.label in task.found:
-        label = task.attempt(image.label, lambda path: _read_label(path, task.layout, task.table))
+        label = task.attempt(
+            image.label, lambda path: read_train_ids(path, task.layout, task.table)
+        )
     if facts is None:
         return None
     width, height, size = facts
@@ -246,13 +223,6 @@ def _convert_image(task: _Task, image: RawImage) -> Record | None:
     return replace(record, label=file)
 
 
-def to_train_ids(raw: NDArray[np.integer], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What the table says of each raw value (H, W); OpenCV looks bytes up twice as fast."""
-    if raw.dtype == np.uint8:
-        return np.asarray(cv2.LUT(raw, table), np.uint8)
-    return np.take(table, raw)
-
-
 def count_classes(label: cv2.typing.MatLike, num_classes: int) -> tuple[int, ...]:
     """Pixels of each class of a label (H, W).
 
@@ -261,77 +231,3 @@ def count_classes(label: cv2.typing.MatLike, num_classes: int) -> tuple[int, ...
     parts = np.array_split(label.ravel(), (label.size >> 24) + 1)
     counts = sum(cv2.calcHist([part], [0], None, [256], [0, 256]).astype(int) for part in parts)
     return tuple(np.ravel(counts)[:num_classes].tolist())
-
-
-def _image_facts(path: Path, allowed: tuple[int, int] | None) -> tuple[int, int, int]:
-    """Width, height and bytes, from the header and the last bytes: pixels are not decoded."""
-    try:
-        with Image.open(path, formats=("PNG", "JPEG", "MPO")) as image:
-            width, height = image.size
-            end = b"IEND" if image.format == "PNG" else b"\xff\xd9"
-    except Exception as error:  # whatever a decoder raises on a broken file
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise ValueError("not a readable PNG or JPEG") from error
-    size = _check_end(path, end)
-    if allowed and (width, height) != allowed:
-        raise ValueError(f"{width} x {height} pixels, allowed is {allowed[0]} x {allowed[1]}")
-    return width, height, size
-
-
-def _check_end(path: Path, end: bytes) -> int:
-    """Size of a file in bytes; ValueError where the end marker is missing."""
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - 32))
-        if end not in file.read():
-            raise ValueError("truncated: the image's end marker is missing")
-    return size
-
-
-def _read_label(path: Path, layout: Layout, table: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The label as train ids, (H, W)."""
-    raw = _read_values(path, layout.values)
-    label = to_train_ids(raw, table)
-    unknown = np.unique(raw[label == UNKNOWN])
-    if unknown.size:
-        some = ", ".join(describe(layout, raw_id) for raw_id in unknown[:5].tolist())
-        more = f" and {unknown.size - 5} more" if unknown.size > 5 else ""
-        word = "colour" if layout.values == "colours" else "id"
-        raise ValueError(f"{word} {some}{more}: allowed are {describe_allowed(layout)}")
-    return label
-
-
-def _read_values(path: Path, values: Values) -> NDArray[np.integer]:
-    """Raw values of a label PNG, (H, W)."""
-    with path.open("rb") as file:
-        header = file.read(26)
-    if header[:8] != b"\x89PNG\r\n\x1a\n" or len(header) < 26:
-        raise ValueError("not a readable PNG")
-    _check_end(path, b"IEND")
-    bits, colour_type = header[24], header[25]
-    if (bits, colour_type) not in PNG_KINDS[values]:
-        needed = {"index": "8-bit grey or palette", "red16": "16-bit RGB", "colours": "8-bit RGB"}
-        kind = COLOUR_TYPES.get(colour_type, "unknown")
-        raise ValueError(f"{bits}-bit {kind} PNG, needed is {needed[values]}")
-    try:
-        with Image.open(path) as image:
-            if values == "index":
-                return np.asarray(image)
-            if values == "colours":
-                red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), np.int32), 2, 0)
-                return red << 16 | green << 8 | blue
-            # Pillow has no 16-bit colour, OpenCV writes to stderr on a broken file: Pillow first.
-            image.verify()
-        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-        return np.asarray(pixels)[..., 2]  # OpenCV's order is blue, green, red
-    except Exception as error:  # whatever a decoder raises on a broken file
-        raise ValueError(f"not a readable PNG: {error}") from error
-
-
-def raw_table(layout: Layout, space: LabelSpace) -> NDArray[np.uint8]:
-    """Raw value -> train id, IGNORE or UNKNOWN."""
-    table = np.full(1 << BITS[layout.values], UNKNOWN, np.uint8)
-    table[list(layout.void)] = IGNORE
-    table[list(layout.ids)] = [space.names.index(name) for name in layout.ids.values()]
-    return table
