@@ -26,6 +26,9 @@ def launch(stage: str, params: Params, alone: Callable[[Params], object]) -> Non
             alone(params)
         except RuntimeError as error:  # torch is not imported yet: no class to name
             reason = str(error).strip().split("\n")[0]
+            if "gloo" in reason or type(error).__name__.startswith("Dist"):
+                print(f"error: another process is gone ({reason[:100]})", file=sys.stderr)
+                os._exit(1)  # the usual way out would wait for it
             if type(error).__name__ != "OutOfMemoryError" and "not enough memory" not in reason:
                 raise
             raise ValueError(
@@ -39,6 +42,7 @@ def launch(stage: str, params: Params, alone: Callable[[Params], object]) -> Non
             f"{stage}.batch_size = {batch_size}: must be a multiple of NPROC x NNODES = "
             f"{local * nodes}"
         )
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # torchrun's; the lines below say it
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

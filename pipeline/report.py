@@ -119,6 +119,8 @@ def follow(
                 if first:
                     kept.save(record.step + 1, notes())
                     run.release(kept.saved)
+                if not first:
+                    sys.exit(1)
                 raise (stop or Stop("stopped", 1)).after(record.step + 1, kept.saved)
     if not first:
         return

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from ssda.files import write_atomically
 from ssda.labels import LabelSpace, parse_space
+from ssda.networks.encoders import check_finite
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Model
 from ssda.sections import validate
@@ -54,6 +55,7 @@ def load_network(path: Path) -> tuple[Segmenter, LabelSpace]:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(
-            f"{path}: weights do not fit: {str(error).splitlines()[1].strip()}"
+            f"{path}: weights do not fit: {str(error).splitlines()[1].strip().split(', ')[0]}"
         ) from error
+    check_finite(state, str(path))
     return network.eval(), space

@@ -143,6 +143,7 @@ def load_imagenet_weights(encoder: Encoder, model: Model) -> None:
     else:
         state = _hub_state(name)
     place = f"model.weights = {model.weights!r}"
+    check_finite(state, place)
     if MIT.fullmatch(name):
         state = {f"network.{key}": value for key, value in state.items()}
         fitting = {key: value for key, value in state.items() if not key.startswith("network.head")}
@@ -161,6 +162,13 @@ def load_imagenet_weights(encoder: Encoder, model: Model) -> None:
         raise ValueError(f"{place}: {_first_misfit(error, name)}") from error
     donor = _timm_network(model, whole.state_dict(), **arguments)
     encoder.network.load_state_dict(donor.state_dict())
+
+
+def check_finite(state: dict[str, Tensor], place: str) -> None:
+    """ValueError that names the place and the first tensor with NaN or infinity."""
+    for name, values in state.items():
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"{place}: {name} holds numbers that are not finite")
 
 
 def _timm_arguments(model: Model) -> dict[str, Any]:
@@ -214,7 +222,7 @@ def _block(name: str) -> re.Match[str] | None:
 def _first_misfit(error: Exception, name: str) -> str:
     """The first of the complaints that load_state_dict collects."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"does not fit encoder {name!r}: {lines[min(1, len(lines) - 1)]}"
+    return f"does not fit encoder {name!r}: {lines[min(1, len(lines) - 1)].split(', ')[0]}"
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -225,7 +233,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+            raise ValueError("no tensors by name")
+        return state
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"model.weights = {str(path)!r}: cannot be read: {reason}") from error
