@@ -189,6 +189,40 @@ def test_only_the_target_pass_moves_the_running_statistics(networks: Networks) -
     assert not torch.equal(before, layer.running_mean)
 
 
+def test_computing_activations_twice_changes_no_statistics_and_no_gradient() -> None:
+    """Batch normalisation and stochastic depth, in the passes and in their repetition."""
+    found: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        encoder = {"model.encoder": "resnet18d", "model.drop_path": 0.3}
+        model = make_model(SMALL | encoder | {"model.checkpointing": checkpointing})
+        student = Segmenter(model, CLASSES).train()
+        networks = Networks(student, create_teacher(student), None)
+        values = step_gradient(networks, {"adapt.losses.target": 1.0})
+        found.append((values, dict(student.named_buffers())))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    for name, value in found[0][1].items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, found[1][1][name])
+
+
+def test_stochastic_depth_depends_on_the_step_alone() -> None:
+    torch.manual_seed(0)
+    model = make_model(SMALL | {"model.encoder": "resnet18d", "model.drop_path": 0.5})
+    student = Segmenter(model, CLASSES).train()
+    networks = Networks(student, create_teacher(student), None)
+    student.dropout = 0.0
+    first = step_gradient(networks, OFF, step=0)
+    state = torch.get_rng_state()
+    torch.rand(5)
+    again, other = step_gradient(networks, OFF, step=0), step_gradient(networks, OFF, step=1)
+    torch.testing.assert_close(first, again)
+    assert not torch.allclose(first, other)
+    torch.set_rng_state(state)
+    step_gradient(networks, OFF, step=0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_the_target_pass_fills_the_statistics_also_without_target_losses(
     networks: Networks,
 ) -> None:

@@ -138,6 +138,22 @@ def test_weights_that_do_not_fit_are_told(tmp_path: Path) -> None:
         load_imagenet_weights(encoder, model)
 
 
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "mit_b0"])
+def test_weights_that_cannot_be_downloaded_are_told(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model({"model.encoder": name})
+    encoder = Encoder(model)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    monkeypatch.setattr("segmentation_models_pytorch.encoders.hf_hub_download", fail)
+    with pytest.raises(ValueError, match=rf"'{name}': .*no route.* path into model\.weights"):
+        load_imagenet_weights(encoder, model)
+
+
 def test_layers_learn_slower_the_deeper_and_position_terms_do_not_decay() -> None:
     encoder = Encoder(make_model({"model.encoder": "vit_tiny_patch16_224"}))
     names = {id(value): name for name, value in encoder.named_parameters()}

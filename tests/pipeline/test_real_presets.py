@@ -86,10 +86,12 @@ def reduced(name: str, raw: Path, overrides: dict[str, Any]) -> Params:
 
 
 def random_state(params: Params) -> dict[str, torch.Tensor]:
-    """What a file of the encoder's pretrained weights holds."""
+    """What a file of the encoder's pretrained weights holds; no branch starts switched off."""
     if MIT.fullmatch(params.model.encoder):
         return Encoder(params.model).network.network.state_dict()
-    return timm.create_model(params.model.encoder, pretrained=False).state_dict()
+    state = timm.create_model(params.model.encoder, pretrained=False).state_dict()
+    off = {key for key, v in state.items() if key.endswith(".weight") and not v.any()}
+    return {key: torch.ones_like(v) if key in off else v for key, v in state.items()}
 
 
 def two_steps(params: Params, converted: dict[str, Index]) -> None:
