@@ -113,7 +113,7 @@ class _MixedTransformer(nn.Module):
         if find_spec("segmentation_models_pytorch") is None:
             raise ValueError(
                 f"model.encoder = {model.encoder!r}: needs segmentation-models-pytorch; "
-                "pip install 'ssda[mit]'"
+                "pip install '.[mit]'"
             )
         from segmentation_models_pytorch.encoders import get_encoder
 
