@@ -1,8 +1,8 @@
 """A training stage on several processes: NPROC on this machine, on NNODES machines.
 
 On each machine the same command is started with the same NPROC, NNODES and RENDEZVOUS (host:port of
-one of them). RESTARTS says how often processes are started again after one has died; with gloo (CPU)
-the new processes do not always find one another, so that the sure way is the same command again.
+one of them). RESTARTS says how often processes are started again after one has died; with gloo (on
+CPUs) the new ones do not always find one another: the sure way is the same command again.
 """
 
 from __future__ import annotations
