@@ -11,6 +11,7 @@ ones replaces it. Tune by the validation streets; the test streets are for the r
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import math
@@ -119,15 +120,8 @@ def main() -> None:
     missing = [job for job in jobs if (job.address, job.key) not in done]
     print(f"{len(jobs) - len(missing)} runs are there, {len(missing)} to do", flush=True)
     threads = arguments.threads or max(1, (os.cpu_count() or 1) // arguments.jobs)
-    starts = {
-        pretrained_path(job.pretraining, data.digest): job
-        for job in missing
-        if VARIANTS[job.variant].training not in ("source", "labelled")
-    }
     # Forked: the runs keep this command's name, by which they can be found and paused.
     with multiprocessing.get_context("fork").Pool(arguments.jobs) as pool:
-        for _ in pool.imap_unordered(_pretrain, [(j, data, threads) for j in starts.values()]):
-            pass
         for result in pool.imap_unordered(_run, [(j, data, threads) for j in missing]):
             # Read again: another process may have added runs.
             write_results(arguments.out, [*read_results(arguments.out), result])
@@ -194,13 +188,16 @@ def _leave(signal_number: int, frame: FrameType | None) -> None:
     sys.exit(1)  # through the pool's exit, which ends its runs
 
 
-def _pretrain(task: tuple[Job, Streets, int]) -> None:
-    job, data, threads = task
-    path = pretrained_path(job.pretraining, data.digest)
-    if not path.is_file():
-        torch.set_num_threads(threads)
-        network = trained(job.pretraining, data.source, job.pretraining.pretrain.iterations)
-        save_network(path, network, job.pretraining.model, CITYSCAPES)
+def pretrained(params: Params, data: Streets) -> Segmenter:
+    """The pretrained network that variants share; whoever needs it first trains it."""
+    path = pretrained_path(params, data.digest)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.is_file():
+            network = trained(params, data.source, params.pretrain.iterations)
+            save_network(path, network, params.model, CITYSCAPES)
+    return load_network(path)[0]
 
 
 def _run(task: tuple[Job, Streets, int]) -> Result:
@@ -216,7 +213,7 @@ def _run(task: tuple[Job, Streets, int]) -> Result:
     elif training == "labelled":
         network = trained(params, data.labelled, steps)
     else:
-        network = load_network(pretrained_path(job.pretraining, data.digest))[0]
+        network = pretrained(job.pretraining, data)
         network.to(pick_device(params.runtime.device))
         if training == "statistics":
             use_target_statistics(network, data.target, params)

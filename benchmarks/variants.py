@@ -84,6 +84,14 @@ VARIANTS: dict[str, Variant] = {
     "fastest": Variant(
         "full, four times the learning rate", {"adapt.optimiser.learning_rate": 6e-4}
     ),
+    "fastest_ratio": Variant(
+        "full, four times the learning rate, w_t = 1, w_crf = 0.1",
+        {
+            "adapt.optimiser.learning_rate": 6e-4,
+            "adapt.losses.target": 1.0,
+            "adapt.trucrf.weight": 0.1,
+        },
+    ),
     "fast_pixel": Variant(
         "full, twice the learning rate, threshold a pixel",
         {"adapt.optimiser.learning_rate": 3e-4, "adapt.uncertainty.weighting": "pixel"},
