@@ -92,6 +92,14 @@ VARIANTS: dict[str, Variant] = {
             "adapt.trucrf.weight": 0.1,
         },
     ),
+    "hot_ratio": Variant(
+        "full, eight times the learning rate, w_t = 1, w_crf = 0.1",
+        {
+            "adapt.optimiser.learning_rate": 1.2e-3,
+            "adapt.losses.target": 1.0,
+            "adapt.trucrf.weight": 0.1,
+        },
+    ),
     "fast_pixel": Variant(
         "full, twice the learning rate, threshold a pixel",
         {"adapt.optimiser.learning_rate": 3e-4, "adapt.uncertainty.weighting": "pixel"},
@@ -120,6 +128,11 @@ VARIANTS: dict[str, Variant] = {
     "seeds_mutual_information": Variant(
         "the same, ranked by mutual information",
         SEEDS_ALONE | {"adapt.uncertainty.statistic": "mutual_information"},
+    ),
+    # Beyond the paper.
+    "masked": Variant("full and masked images (MIC)", {"adapt.losses.masked": 1.0}),
+    "weighting_seeds": Variant(
+        "full, mixed images count on seeds alone", {"adapt.uncertainty.weighting": "seeds"}
     ),
     # Numbers.
     "beta_05": Variant("full, beta = 0.05", {"adapt.uncertainty.beta": 0.05}),
