@@ -6,21 +6,16 @@ To choose between networks (checkpoints, settings) one number is wanted that goe
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ssda.datasets.index import Index
-from ssda.datasets.loading import EvaluationSamples
-from ssda.engine.evaluation import image_batches
+from ssda.engine.evaluation import SCORE_IMAGES, image_batches, label_free_score, spread
 from ssda.method.uncertainty import entropy, mutual_information
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
 from ssda.randomness import generators
-
-IMAGES = 60
-"""Target images that are looked at, at most."""
 
 
 @torch.inference_mode()
@@ -41,12 +36,11 @@ def label_free_indicators(
         entropy: mean entropy of a pixel's prediction.
         mutual_information: mean over K passes with dropout.
         diversity: entropy of the mean prediction.
-        information: diversity - entropy, the mutual information of pixel and class.
+        information: the label-free score, diversity - entropy.
         flip_agreement: share of pixels whose class is the same in the mirrored image.
         class_shift: Kullback-Leibler divergence of the predicted class shares from the source's.
     """
-    records = target.records[:: max(1, len(target.records) // IMAGES)][:IMAGES]
-    samples = EvaluationSamples(replace(target, records=records), params.images.target_size)
+    samples = spread(target, SCORE_IMAGES, params)
     settings = params.adapt.uncertainty
     device = network.device
     sums: dict[str, Tensor] = {}
@@ -79,6 +73,6 @@ def label_free_indicators(
     shift = (shares * (shares.clamp_min(1e-9) / reference).log()).sum() / math.log(2)
     return means | {
         "diversity": diversity,
-        "information": diversity - means["entropy"],
+        "information": label_free_score(network, target, params),
         "class_shift": float(shift),
     }

@@ -28,7 +28,7 @@ def adapt(params: Params) -> None:
     from ssda.engine.adapting import adapt_steps, start_networks
     from ssda.engine.checkpoints import load_network, save_network
     from ssda.engine.device import pick_device
-    from ssda.engine.evaluation import validation_score
+    from ssda.engine.evaluation import label_free_score, validation_score
     from ssda.engine.training import create_optimiser
     from ssda.files import write_json
     from ssda.networks.normalisation import synchronised
@@ -49,6 +49,7 @@ def adapt(params: Params) -> None:
             "validation_miou_student": validation_score(
                 networks.student, validation, params, space
             ),
+            "label_free_score": label_free_score(networks.teacher, target, params),
         }
 
     with (

@@ -1,15 +1,19 @@
 """Whole images, sliding windows and mirrored images."""
 
 import weakref
+from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from torch.nn import functional
 
-from ssda.engine.evaluation import predict, predict_labels, score
+from ssda.datasets.index import Index, Record
+from ssda.engine.evaluation import label_free_score, predict, predict_labels, score
+from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Windows
-from tests.conftest import make_model
+from tests.conftest import make_model, make_params
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +93,19 @@ def test_scoring_keeps_one_batch_of_images(network: Segmenter, windows: Windows 
     confusion = score(network, Samples(), 5, 2, windows=windows, flip=True)  # type: ignore[arg-type]
     assert confusion.sum() == 12 * 64 * 64
     assert most <= 2
+
+
+def test_the_label_free_score_is_the_information_of_pixel_and_class(
+    network: Segmenter, tmp_path: Path
+) -> None:
+    shots = images(64, 96, 5)
+    for i, shot in enumerate(shots):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), shot.flip(0).permute(1, 2, 0).numpy())
+    records = tuple(Record(f"{i}", f"{i}.png", 0, None, 96, 64, None) for i in range(5))
+    index = Index(tmp_path, tmp_path, CITYSCAPES, records)
+    p = predict(network, shots).softmax(1).double().transpose(0, 1).flatten(1)
+    mean = p.mean(1)
+    expected = -(mean * mean.log2()).sum() + (p * p.log2()).sum(0).mean()
+    information = label_free_score(network, index, make_params({"images.target_size": None}))
+    assert information == pytest.approx(float(expected), rel=1e-4)
+    assert information > 0.0
