@@ -139,8 +139,13 @@ def correlations(results: Sequence[Result]) -> list[Correlation]:
 
         states = sorted({result.random_state for result in adapted})
         within = [
-            _rank_correlation([r for r in adapted if r.random_state == state], value)
+            correlation
             for state in states
+            if not math.isnan(
+                correlation := _rank_correlation(
+                    [r for r in adapted if r.random_state == state], value
+                )
+            )
         ]
         table.append(
             Correlation(

@@ -43,6 +43,13 @@ CLASS_MIXING: Changes = NO_TARGET_LOSS | {
 }
 SEEDS_ALONE: Changes = {"adapt.losses.uncertainty": 0.0, "adapt.trucrf.weight": 0.0}
 
+# The defaults that the first sitting started from.
+BEFORE: Changes = {
+    "adapt.optimiser.learning_rate": 1.5e-4,
+    "adapt.losses.target": 0.1,
+    "adapt.trucrf.weight": 1.0,
+}
+
 VARIANTS: dict[str, Variant] = {
     "source_only": Variant("source only, as pretrained", training="none"),
     "reestimated": Variant("new statistics on the target, no training", training="statistics"),
@@ -71,39 +78,8 @@ VARIANTS: dict[str, Variant] = {
         "full, ranked by predictive entropy", {"adapt.uncertainty.statistic": "predictive_entropy"}
     ),
     "weighting_pixel": Variant("full, threshold a pixel", {"adapt.uncertainty.weighting": "pixel"}),
-    "target_1": Variant("full, w_t = 1", {"adapt.losses.target": 1.0}),
+    "target_01": Variant("full, w_t = 0.1", {"adapt.losses.target": 0.1}),
     "target_001": Variant("full, w_t = 0.01", {"adapt.losses.target": 0.01}),
-    "faster": Variant("full, twice the learning rate", {"adapt.optimiser.learning_rate": 3e-4}),
-    "paper_ratio": Variant(
-        "full, w_t = 1, w_crf = 0.1", {"adapt.losses.target": 1.0, "adapt.trucrf.weight": 0.1}
-    ),
-    "seed_30": Variant(
-        "full, w_t = 1, w_seed = 3, w_crf = 0.1",
-        {"adapt.losses.target": 1.0, "adapt.losses.seed": 3.0, "adapt.trucrf.weight": 0.1},
-    ),
-    "fastest": Variant(
-        "full, four times the learning rate", {"adapt.optimiser.learning_rate": 6e-4}
-    ),
-    "fastest_ratio": Variant(
-        "full, four times the learning rate, w_t = 1, w_crf = 0.1",
-        {
-            "adapt.optimiser.learning_rate": 6e-4,
-            "adapt.losses.target": 1.0,
-            "adapt.trucrf.weight": 0.1,
-        },
-    ),
-    "hot_ratio": Variant(
-        "full, eight times the learning rate, w_t = 1, w_crf = 0.1",
-        {
-            "adapt.optimiser.learning_rate": 1.2e-3,
-            "adapt.losses.target": 1.0,
-            "adapt.trucrf.weight": 0.1,
-        },
-    ),
-    "fast_pixel": Variant(
-        "full, twice the learning rate, threshold a pixel",
-        {"adapt.optimiser.learning_rate": 3e-4, "adapt.uncertainty.weighting": "pixel"},
-    ),
     "threshold_90": Variant(
         "full, certain from a confidence of 0.9", {"adapt.uncertainty.confidence_threshold": 0.9}
     ),
@@ -128,6 +104,28 @@ VARIANTS: dict[str, Variant] = {
     "seeds_mutual_information": Variant(
         "the same, ranked by mutual information",
         SEEDS_ALONE | {"adapt.uncertainty.statistic": "mutual_information"},
+    ),
+    "seed_3": Variant("full, w_seed = 3", {"adapt.losses.seed": 3.0}),
+    "trucrf_1": Variant("full, w_crf = 1", {"adapt.trucrf.weight": 1.0}),
+    "slower": Variant("full, learning rate 3e-4", {"adapt.optimiser.learning_rate": 3e-4}),
+    "faster": Variant("full, learning rate 1.2e-3", {"adapt.optimiser.learning_rate": 1.2e-3}),
+    # From the defaults before to those of now.
+    "before": Variant("before: learning rate 1.5e-4, w_t = 0.1, w_crf = 1", BEFORE),
+    "before_mixing_pixel": Variant(
+        "before, class mixing alone, threshold a pixel",
+        BEFORE | CLASS_MIXING | {"adapt.uncertainty.weighting": "pixel"},
+    ),
+    "before_pixel": Variant(
+        "before, threshold a pixel", BEFORE | {"adapt.uncertainty.weighting": "pixel"}
+    ),
+    "before_weights": Variant(
+        "before, w_t = 1, w_crf = 0.1", {"adapt.optimiser.learning_rate": 1.5e-4}
+    ),
+    "before_rate_3": Variant(
+        "before, learning rate 3e-4", BEFORE | {"adapt.optimiser.learning_rate": 3e-4}
+    ),
+    "before_rate_6": Variant(
+        "before, learning rate 6e-4", BEFORE | {"adapt.optimiser.learning_rate": 6e-4}
     ),
     # Beyond the paper.
     "masked": Variant("full and masked images (MIC)", {"adapt.losses.masked": 1.0}),
