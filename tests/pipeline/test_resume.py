@@ -184,8 +184,8 @@ def test_killed_at_random_points_the_weights_are_the_same_bit_by_bit(
 def test_killed_while_saving(unbroken: dict[str, bytes], seed: int) -> None:
     """The disk is so slow that some state is always being written."""
     child = start(disk_seconds=0.2)
-    wait_for_state(child, random.Random(seed).randrange(STEPS))
-    while not list(Path(".ssda/state").glob("*/*.partial.state")):
+    wait_for_state(child, seed % 2)  # the first save, or the one after it
+    while child.is_alive() and not list(Path(".ssda/state").glob("*/*.partial.state")):
         time.sleep(0.001)
     child.kill()
     child.join()
