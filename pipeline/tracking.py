@@ -20,11 +20,13 @@ where there is one. The run carries it as the tag `dvc.run_key`.
 from __future__ import annotations
 
 import argparse
+import getpass
 import hashlib
 import json
 import logging
 import math
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -36,10 +38,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ruamel.yaml import YAML
+
 from pipeline.command import guard
 from pipeline.repository import dependencies, git, locked, root, stages
 from ssda.files import write_text
-from ssda.params import Params, load_params
+from ssda.params import Params, load_params, validate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -313,13 +317,48 @@ def _create_run(client: MlflowClient, experiment: str, params: Params, key: str)
     commit = os.environ.get("DVC_EXP_BASELINE_REV") or git("rev-parse", "HEAD")
     tags = {"mlflow.source.git.commit": commit, "dvc.exp_name": exp_name}
     tags = {name: value for name, value in tags.items() if value}
-    tags |= {"dvc.run_key": key, "host": socket.gethostname()}
+    tags |= {
+        "mlflow.note.content": _description(params, commit, exp_name),
+        "dvc.run_key": key,
+        "host": socket.gethostname(),
+        "mlflow.user": _user(),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": "dvc exp run" if exp_name else "dvc repro",
+    }
     name = exp_name or f"repro-{(commit or key)[:7]}"
     run = client.create_run(experiment, tags=tags, run_name=name)
-    flat = _flat(params.model_dump(mode="json", exclude={"runtime"}))
-    for batch in _batches([Param(*pair) for pair in flat.items()], PARAMS_A_BATCH):
+    for batch in _batches([Param(*pair) for pair in _flat(params).items()], PARAMS_A_BATCH):
         client.log_batch(run.info.run_id, params=batch)
     return run
+
+
+def _description(params: Params, commit: str, exp_name: str) -> str:
+    """Markdown: where a run comes from, and the commands that bring its params and outputs back."""
+    changed = _changed_params(params, commit)
+    lines = [f"    git checkout {commit}"] if commit else []
+    lines.append("    " + " ".join(["dvc exp run" if changed else "dvc repro", *changed]))
+    start = f"commit `{commit[:12] or 'none'}`"
+    if exp_name:
+        start, lines = f"DVC experiment `{exp_name}` on {start}", [f"    dvc exp apply {exp_name}"]
+    if git("status", "--porcelain", "--", "*.py"):
+        start += ", with changes of the code that were not committed"
+    differences = ", ".join(f"`{change[3:]}`" for change in changed) or "none"
+    commands = "\n".join(lines)
+    return f"From {start}. Parameters changed: {differences}. It comes back by\n\n{commands}\n"
+
+
+def _changed_params(params: Params, commit: str) -> list[str]:
+    """Options of `dvc exp run` for the parameters that differ from those of a commit."""
+    text = git("show", f"{commit}:params.yaml")
+    try:
+        before = _flat(validate(Params, YAML(typ="safe", pure=True).load(text), "params.yaml"))
+    except ValueError:  # parameters of other code
+        return []
+    return [
+        f"-S {shlex.quote(f'{name}={value}')}"
+        for name, value in _flat(params).items()
+        if before.get(name) != value
+    ]
 
 
 def _reuse(client: MlflowClient, run: Run, journal: Journal, workspace: Path) -> None:
@@ -391,19 +430,29 @@ def _is_in(run: Run | None, stage: str) -> bool:
     return run is not None and _holds(stage) in run.data.tags
 
 
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """{"adapt": {"trucrf": {"radius": 5}}} as {"adapt.trucrf.radius": "5"}."""
-    flat: dict[str, str] = {}
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value)
-    return flat
+def _flat(params: Params) -> dict[str, str]:
+    """{"adapt.trucrf.radius": "5", ...}, without `runtime`."""
+
+    def flatten(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+        for key, value in section.items():
+            if isinstance(value, Mapping):
+                yield from flatten(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value if isinstance(value, str) else json.dumps(value)
+
+    return dict(flatten(params.model_dump(mode="json", exclude={"runtime"}), ""))
 
 
 def _tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
+
+
+def _user() -> str:
+    """Who runs this; empty where the system has no name for it, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
 
 
 def _unreachable(error: Exception) -> str:

@@ -1,3 +1,4 @@
+import getpass
 import json
 import os
 import socket
@@ -115,6 +116,8 @@ def test_stages_share_one_run(params: Params, root: Path) -> None:
         "dvc.stage.pretrain": "finished",
         "dvc.stage.evaluate": "finished",
         "mlflow.source.git.commit": COMMIT,
+        "mlflow.source.name": "dvc repro",
+        "mlflow.user": getpass.getuser(),
         "host": socket.gethostname(),
         "device": "cpu",
     }
@@ -380,6 +383,36 @@ def test_only_the_first_process_logs(
     monkeypatch.setenv("RANK", "1")
     work("adapt", params)
     assert runs(root, params) == [] and not JOURNALS.exists()
+
+
+def test_a_run_says_how_it_comes_back(
+    params: Params, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*command: str) -> str:
+        names = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(["git", *names, *command], capture_output=True, check=True, text=True)
+        return done.stdout.strip()
+
+    Path("params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", commit := git("rev-parse", "HEAD"))
+    target = params.target.model_copy(update={"root": "a b"})
+    work("adapt", params)
+    Path("code.py").write_text("changed\n")
+    work("adapt", with_radius(params, 3).model_copy(update={"target": target}))
+    monkeypatch.setenv("DVC_EXP_NAME", "blue-cat")
+    work("adapt", with_radius(params, 3))
+    repro, changed, experiment = [
+        run.data.tags["mlflow.note.content"] for run in runs(root, params)
+    ]
+    assert repro.endswith(f"    git checkout {commit}\n    dvc repro\n")
+    assert "not committed" not in repro
+    assert "changes of the code that were not committed" in changed
+    assert changed.endswith("    dvc exp run -S 'target.root=a b' -S adapt.trucrf.radius=3\n")
+    assert "`blue-cat`" in experiment and "`adapt.trucrf.radius=3`" in experiment
+    assert experiment.endswith("\n    dvc exp apply blue-cat\n")
 
 
 def test_register(params: Params, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
