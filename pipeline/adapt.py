@@ -79,7 +79,7 @@ def adapt(params: Params) -> None:
         save_network(STUDENT, networks.student, params.model, space)
         save_network(ADAPTED, networks.teacher, params.model, space)
         metrics = {name: None if v is None else round(v, 3) for name, v in validate().items()}
-        write_json(METRICS / "adapt.json", metrics)
+        write_json(METRICS / "adapt.json", {"adapt": metrics})
         register_model(params, run, ADAPTED)
 
 

@@ -61,7 +61,7 @@ def pretrain(params: Params) -> None:
             return
         save_network(PRETRAINED, network, params.model, space)
         metrics = {name: None if v is None else round(v, 3) for name, v in validate().items()}
-        write_json(METRICS / "pretrain.json", metrics)
+        write_json(METRICS / "pretrain.json", {"pretrain": metrics})
 
 
 if __name__ == "__main__":
