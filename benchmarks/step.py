@@ -152,12 +152,16 @@ def compare_steps(params: Params, rounds: int, most_seconds: float | None) -> li
             "of its irreducible passes",
             bar=1.10,
             at_most=True,
+            note="losses at full size, jitter, optimiser and teacher's update; docs/performance.md",
         )
     ]
     if most_seconds is not None:
         median = statistics.median(seconds["step"])
         question = f"seconds of a joint step, {describe(params)}"
-        answers.append(Answer(question, median, "s", bar=most_seconds))
+        note = (
+            f"its irreducible passes alone take {statistics.median(seconds['irreducible']):.1f} s"
+        )
+        answers.append(Answer(question, median, "s", bar=most_seconds, note=note))
     return answers
 
 
