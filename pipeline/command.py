@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
 
 from ssda.params import Params, load_params
 
-# Threads that have nothing to do sleep instead of spinning: where something else uses a core, if
-# only the processes that load images, a step of two spinning threads takes many times as long.
-# OpenMP reads it when PyTorch is imported, which is later.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Threads that have nothing to do spin for a moment, then sleep: where something else uses a core,
+# be it only the processes that load images, a step of threads that spin for long takes many times
+# as long. OpenMP reads it when PyTorch is imported, which is later.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def run(
@@ -52,7 +53,9 @@ def guard(work: Callable[[], object], *, debug: bool) -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
-        sys.exit(f"error: {error}")
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename
+        place = "; the disk or, with runtime.workers above 0, /dev/shm is full" if full else ""
+        sys.exit(f"error: {error}{place}")
     except RuntimeError as error:  # what torch raises where a process that loads images dies
         if debug or "DataLoader worker" not in str(error):
             raise

@@ -1,3 +1,4 @@
+import errno
 from collections.abc import Callable
 
 import pytest
@@ -33,3 +34,9 @@ def test_an_interrupt_is_told_and_has_its_own_exit_code(
 def test_a_mistake_of_ours_is_not_hidden() -> None:
     with pytest.raises(AssertionError):
         guard(raising(AssertionError("ours")), debug=False)
+
+
+def test_a_full_disk_without_a_file_s_name_says_where_to_look() -> None:
+    with pytest.raises(SystemExit) as caught:
+        guard(raising(OSError(errno.ENOSPC, "No space left on device")), debug=False)
+    assert "/dev/shm" in str(caught.value.code)
