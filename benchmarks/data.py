@@ -162,7 +162,7 @@ def main() -> None:
         folder = Path(name)
         small = convert_game(write_game(folder / "small", 60, (272, 144)), folder / "small_out")
         large = convert_game(write_game(folder / "large", 4, FULL), folder / "large_out")
-        large = replace(large, size=ENLARGED)
+        large = replace(large, resize=ENLARGED)
         demo = time_samples(small, params, arguments.rounds)
         full = time_samples(large, full_size(params), arguments.rounds)
         answers = [
