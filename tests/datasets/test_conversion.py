@@ -50,6 +50,18 @@ def write_label(path: Path, raw: np.ndarray, layout: str) -> None:
         image.save(path)
 
 
+def convert_gta(folder: Path) -> Index:
+    """What becomes of the raw set of layout gta in `folder`."""
+    return convert_split(
+        LAYOUTS["gta"],
+        folder / "raw",
+        "train",
+        folder / "out",
+        space=CITYSCAPES,
+        with_labels=True,
+    )
+
+
 def write_raw(root: Path, layout: str, count: int = 3) -> list[np.ndarray]:
     """A small raw set of split train; returns the raw ids of its labels."""
     paths = {
@@ -148,14 +160,7 @@ def test_gta_labels_of_another_size_are_resized_and_counted(tmp_path: Path) -> N
     write_raw(tmp_path / "raw", "gta")
     large = np.repeat(np.repeat(some_ids("gta"), 2, axis=0), 2, axis=1)
     write_label(tmp_path / "raw/labels/00001.png", large, "gta")
-    index = convert_split(
-        LAYOUTS["gta"],
-        tmp_path / "raw",
-        "train",
-        tmp_path / "out",
-        space=CITYSCAPES,
-        with_labels=True,
-    )
+    index = convert_gta(tmp_path)
     assert index.labels_resized == read_index(tmp_path / "out").labels_resized == 1
     expected = slow_train_ids(LAYOUTS["gta"], some_ids("gta"))
     assert (read_label(index, index.records[1]) == expected).all()
@@ -199,14 +204,7 @@ def test_index_is_the_same_every_time_and_has_one_record_a_line(tmp_path: Path) 
     write_raw(tmp_path / "raw", "gta", count=12)
     texts: list[str] = []
     for _ in range(2):
-        convert_split(
-            LAYOUTS["gta"],
-            tmp_path / "raw",
-            "train",
-            tmp_path / "out",
-            space=CITYSCAPES,
-            with_labels=True,
-        )
+        convert_gta(tmp_path)
         texts.append((tmp_path / "out/index.json").read_text())
     assert texts[0] == texts[1]
     assert sum('"name"' in line for line in texts[0].splitlines()) == 12
@@ -244,14 +242,7 @@ def test_field_statistics(tmp_path: Path) -> None:
 
 def test_changed_raw_files_are_noticed(tmp_path: Path) -> None:
     write_raw(tmp_path / "raw", "gta")
-    index = convert_split(
-        LAYOUTS["gta"],
-        tmp_path / "raw",
-        "train",
-        tmp_path / "out",
-        space=CITYSCAPES,
-        with_labels=True,
-    )
+    index = convert_gta(tmp_path)
     check_raw_files(index)
     (tmp_path / "raw/images/00000.png").unlink()
     write_image(tmp_path / "raw/images/00002.png", size=(9, 9))
@@ -407,14 +398,7 @@ def test_all_bad_files_are_counted_and_twenty_listed(tmp_path: Path) -> None:
         truncate(path)
     (tmp_path / "raw/labels/00007.png").unlink()
     with pytest.raises(ValueError) as caught:
-        convert_split(
-            LAYOUTS["gta"],
-            tmp_path / "raw",
-            "train",
-            tmp_path / "out",
-            space=CITYSCAPES,
-            with_labels=True,
-        )
+        convert_gta(tmp_path)
     first, *lines, last = str(caught.value).splitlines()
     assert first.endswith("split train): 26 problems")
     assert len(lines) == 20 and lines[0].startswith("  images/00000.png: truncated")
