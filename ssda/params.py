@@ -1,4 +1,8 @@
-"""Typed parameters: what params.yaml may say. The file itself is the only place with defaults."""
+"""Typed parameters: what params.yaml may say. The file itself is the only place with defaults.
+
+What is said here of each key is also its comment in params.yaml and in presets/, and its line in
+docs/parameters.md: `python -m pipeline.parameters` writes them.
+"""
 
 from __future__ import annotations
 
@@ -26,22 +30,22 @@ class Source(Section):
     """A labelled raw set."""
 
     layout: str
-    """Name of a layout, or path of a layout YAML."""
+    """How the raw set is laid out: gta, synthia, cityscapes or the path of a layout YAML."""
     root: str
     """Folder of the raw set."""
     split: str
-    """Split of the raw set."""
+    """Split of the raw set; gta and synthia have one, train."""
     resize: Size | None
-    """(width, height) that training resizes images to; None keeps them."""
+    """Resize images to this [width, height] first; null: as they are."""
     marker: str
-    """A file below root, by which DVC joins the stage that makes the raw set."""
+    """Any file below root; DVC joins the stage that makes it, if there is one."""
 
 
 class Target(Section):
-    """The raw set to adapt to."""
+    """Images to adapt to (the city)."""
 
     layout: str
-    """Name of a layout, or path of a layout YAML."""
+    """How the raw set is laid out: gta, synthia, cityscapes or the path of a layout YAML."""
     root: str
     """Folder of the raw set."""
     train: str
@@ -53,10 +57,10 @@ class Target(Section):
 
 
 class Images(Section):
-    """Sizes in (width, height) pixels."""
+    """Sizes, [width, height] in pixels."""
 
     target_size: Size | None
-    """Size that target images are resized to; None keeps them."""
+    """Resize target images to this first; null: as they are."""
     crop: Size
     """Training crops."""
 
@@ -65,11 +69,11 @@ class Sampling(Section):
     """How source images and crops are drawn."""
 
     max_class_share: PositiveShare
-    """A crop is drawn again while one class fills more than this share."""
+    """A crop is drawn again, 10 times at most, while one class fills more than this share."""
     rare_class_temperature: Positive | None
-    """T of rare class sampling; None draws images evenly."""
+    """Temperature of rare class sampling, small for rarer classes; null: images drawn evenly."""
     min_pixels: Count
-    """An image shows a class from this many pixels on."""
+    """An image counts as showing a class from this many of its pixels."""
     min_crop_ratio: NonNegative
     """A crop must hold min_pixels times this of the class drawn."""
 
@@ -80,19 +84,19 @@ class Model(Section):
     encoder: str
     """Name of a timm encoder, or mit_b0 to mit_b5."""
     weights: str | None
-    """File with the encoder's weights; None takes its pretrained weights."""
+    """File with the encoder's weights; null: its pretrained weights."""
     head: Literal["daformer", "deeplabv2"]
-    """Decode head; under deeplabv2 the encoder is dilated to stride 8."""
+    """Decode head; deeplabv2 dilates the encoder to stride 8."""
     channels: PositiveCount
     """Width of DAFormer's head; DeepLabV2 has none."""
     dropout: ShareBelowOne
     """Share of the head's channels dropped before the classifier."""
     drop_path: ShareBelowOne
-    """Stochastic depth of the encoder while it trains."""
+    """Stochastic depth of the encoder while it trains; for transformers."""
     detail: Size | None
-    """Detail crops of two resolutions (HRDA), half of images.crop; None for one resolution."""
+    """Size of the detail crops of two resolutions (HRDA), half of images.crop; null: one."""
     checkpointing: bool
-    """Compute activations of the encoder twice instead of keeping them."""
+    """Compute activations of the encoder twice instead of keeping them: less memory, more time."""
 
 
 class Optimiser(Section):
@@ -107,24 +111,23 @@ class Optimiser(Section):
     layer_decay: PositiveShare
     """Learning rate of a transformer's block over that of the next."""
     warmup: Count
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up; then linear decay to 0."""
 
 
 class Pretrain(Section):
     """Training on the source alone."""
 
     iterations: Count
-    """Optimiser steps; 0 leaves the ImageNet encoder as it is."""
+    """Optimiser steps; 0: adaptation starts from the ImageNet encoder."""
     batch_size: PositiveCount
-    """Images a step over all processes."""
+    """Source images a step, over all processes."""
     validate_every: Count
-    """Steps between points of the validation curve; 0 for none."""
+    """Steps between points of the validation curve; 0: none."""
     optimiser: Optimiser
-    """How the weights are updated."""
 
 
 class Margins(Section):
-    """Rims of a target image whose pseudo labels never count, in pixels after resizing."""
+    """Rims of a (resized) target image whose pseudo labels never count, in pixels."""
 
     top: Count
     """Rows at the top."""
@@ -137,7 +140,7 @@ class Margins(Section):
 
 
 class Uncertainty(Section):
-    """Bayesian uncertainty and dynamic subdomains."""
+    """Statistical adaptation (StaIA): Bayesian uncertainty and dynamic subdomains."""
 
     statistic: Literal["mutual_information", "predictive_entropy", "confidence"]
     """What ranks the pixels."""
@@ -146,31 +149,31 @@ class Uncertainty(Section):
     student_passes: Passes
     """Head passes of the uncertainty loss."""
     beta: Positive
-    """Keep ratio r_c = min(1, beta (1 - ln w_c))."""
+    """Factor of the keep ratios r_c = min(1, beta (1 - ln w_c))."""
     confidence_threshold: Share
     """Pseudo labels with at least this confidence count as certain."""
     weighting: Literal["share", "pixel", "seeds"]
-    """Target pixels weigh q each, or 1 where certain and 0 elsewhere; with seeds as share, but in
-    mixed images seeds alone weigh, so much that the mean stays q."""
+    """What a target pixel weighs: q, the share of certain pixels (share); 1 where certain, else 0
+    (pixel); or as share, but in mixed images all on the seeds, the mean still q (seeds)."""
     members: Literal["dropout", "resolutions", "both"]
-    """What the ensemble is made of: dropout passes, fused, context and detail logits, or both."""
+    """What the ensemble is made of: dropout passes; fused, context and detail logits; or both."""
     max_uncertainty: NonNegative | None
-    """Ceiling on the uncertainty of a seed; None for no ceiling."""
+    """Seeds must not be more uncertain; null: no ceiling."""
     min_pixels: Count
     """Classes with no more pixels than this in a batch get no seeds."""
 
 
 class Losses(Section):
-    """Weights of the losses."""
+    """Weights of the losses; that of the truncated CRF is below trucrf."""
 
     mix: NonNegative
-    """Cross entropy on mixed images."""
+    """Cross entropy on the mixed images."""
     masked: NonNegative
-    """Cross entropy on masked target images (MIC)."""
+    """Cross entropy on masked target images (MIC); 0: off, MIC takes 1.0."""
     target: NonNegative
-    """w_t, a factor on the seed, uncertainty and TruCRF losses."""
+    """Factor w_t of the losses of seeds, uncertainty and truncated CRF."""
     seed: NonNegative
-    """Cross entropy on seeds."""
+    """Cross entropy on the seeds."""
     uncertainty: NonNegative
     """Mutual information of the student's own head passes."""
     feature_distance: NonNegative
@@ -178,12 +181,12 @@ class Losses(Section):
 
 
 class TruCRF(Section):
-    """The truncated conditional random field."""
+    """Structural adaptation (StrIA): the truncated conditional random field."""
 
     weight: NonNegative
-    """w_crf."""
+    """Weight w_crf of the loss."""
     radius: PositiveCount
-    """Half width of the window, in pixels of the logits' grid."""
+    """Half width of the window, in pixels of the logits' grid; it is 2 radius + 1 wide."""
     sigma_xy: Positive
     """Spatial bandwidth, in pixels of the logits' grid."""
     sigma_rgb: Positive
@@ -191,12 +194,12 @@ class TruCRF(Section):
 
 
 class FeatureDistance(Section):
-    """Where features are compared."""
+    """Distance to the frozen ImageNet features."""
 
     min_share: PositiveShare
-    """A cell counts where one thing class covers at least this share of it."""
+    """A cell counts where one thing class covers at least this share."""
     stride: Literal[4, 8, 16, 32]
-    """Stride of the encoder stage, in pixels."""
+    """Stride of the encoder stage that is compared, in pixels."""
 
 
 class Masking(Section):
@@ -209,7 +212,7 @@ class Masking(Section):
 
 
 class Augmentation(Section):
-    """Colour jitter and blur."""
+    """Colour jitter and blur of mixed images, and of target images where said so."""
 
     jitter_strength: Annotated[float, Field(ge=0, le=0.5)]
     """Range of brightness, contrast, saturation and hue."""
@@ -236,36 +239,28 @@ class Adapt(Section):
     iterations: PositiveCount
     """Optimiser steps."""
     batch_size: PositiveCount
-    """Images a step and domain over all processes."""
+    """Images a step and domain, over all processes."""
     validate_every: Count
-    """Steps between points of the validation curve; 0 for none."""
+    """Steps between points of the validation curve; 0: none."""
     optimiser: Optimiser
-    """How the weights are updated."""
     teacher_momentum: ShareBelowOne
     """Largest momentum of the teacher's moving average."""
     margins: Margins
-    """Rims of target images that never count."""
     uncertainty: Uncertainty
-    """Statistical adaptation."""
     losses: Losses
-    """Weights."""
     trucrf: TruCRF
-    """Structural adaptation."""
     feature_distance: FeatureDistance
-    """Where features are compared."""
     masking: Masking
-    """What masked images lack."""
     augmentation: Augmentation
-    """Jitter and blur."""
 
 
 class Windows(Section):
-    """Sliding windows, (width, height) in pixels of a (resized) target image."""
+    """Sliding windows, {extent: [1024, 1024], step: [512, 512]}; null: the image as a whole."""
 
     extent: Size
-    """Size of a window; cut to the image where that is smaller."""
+    """Size in pixels of a (resized) target image; cut to it where that is smaller."""
     step: Size
-    """From window to window; no larger than the window."""
+    """From window to window; no larger than extent."""
 
     @model_validator(mode="after")
     def _covers_the_image(self) -> Windows:
@@ -278,36 +273,35 @@ class Evaluate(Section):
     """Scores and pictures."""
 
     windows: Windows | None
-    """How the network slides over an image; None for the image as a whole."""
     flip: bool
-    """Average with the mirrored image's logits."""
+    """Average with the logits of the mirrored image."""
     passes: Passes
-    """Monte-Carlo passes of the uncertainty shown."""
+    """Monte-Carlo passes of the uncertainty in the pictures."""
     pictures: PositiveCount
-    """Images shown in the picture."""
+    """Images in the picture."""
     subsets: tuple[Annotated[str, Field(coerce_numbers_to_str=True)], ...]
-    """Subsets of the label space with an mIoU of their own."""
+    """Further mIoUs, over subsets that labels names; cityscapes: 16, 13 (what SYNTHIA shows)."""
 
 
 class Runtime(Section):
-    """What changes no result."""
+    """What changes no result and reruns nothing."""
 
     device: Literal["auto", "cuda", "cpu"]
-    """Where to compute."""
+    """Where to compute; auto: on a GPU where there is one."""
     workers: Count
-    """Processes that load images."""
+    """Processes that load images; 0: none but the main one."""
     evaluation_batch_size: PositiveCount
     """Images a forward pass while evaluating."""
     log_every: PositiveCount
     """Steps between points of a training curve."""
     save_every: Count
-    """Steps between saved states; 0 saves at the end and when asked to stop."""
+    """Steps between states from which a killed run goes on; 0: only when it is asked to stop."""
     progress: bool
-    """Show progress bars on a terminal."""
+    """Show progress bars, where there is a terminal."""
     experiment: Annotated[str, Field(min_length=1)]
     """Name of the MLflow experiment."""
     register_as: Annotated[str | None, Field(alias="register")]
-    """Name under which MLflow registers the adapted network."""
+    """Name under which MLflow registers the adapted network; null: not."""
 
 
 class Params(Section):
@@ -316,25 +310,17 @@ class Params(Section):
     random_state: Count
     """Seeds every random draw."""
     labels: str
-    """Name of a label space, or path of a label-space YAML."""
+    """Classes: cityscapes for its 19, or the path of a label-space YAML with your own."""
     sources: Annotated[dict[SourceName, Source], Field(min_length=1)]
-    """The labelled raw sets by name; they are pooled."""
+    """Labelled images (the game); several sets, by names of your own, are pooled."""
     target: Target
-    """The raw set to adapt to."""
     images: Images
-    """Sizes."""
     sampling: Sampling
-    """How source images are drawn."""
     model: Model
-    """The network."""
     pretrain: Pretrain
-    """Stage pretrain."""
     adapt: Adapt
-    """Stage adapt."""
     evaluate: Evaluate
-    """Stage evaluate."""
     runtime: Runtime
-    """What changes no result."""
 
     @field_validator("sources")
     @classmethod
