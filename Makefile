@@ -1,7 +1,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup repro test soak lint use bench ablation lock
+.PHONY: setup repro test soak lint use metrics-diff bench ablation lock
 
 setup: .venv/.installed          ## virtual environment with pinned packages and the project
 
@@ -27,6 +27,9 @@ lint: setup                      ## style and types
 
 use: setup                       ## make use PRESET=gta_small: take a preset as params.yaml
 	python -m pipeline.presets $(PRESET)
+
+metrics-diff: setup              ## make metrics-diff BASE=main: what changed, and whether it may be merged
+	@python -m pipeline.diff $(or $(BASE),main)
 
 bench: setup                     ## what the parts cost, against the usual way (minutes)
 	python -m benchmarks

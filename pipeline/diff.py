@@ -1,40 +1,120 @@
-"""What changed against another commit, as Markdown: python -m pipeline.diff main.
+"""What changed against another commit, and whether it may be merged: python -m pipeline.diff main.
 
-Metrics and parameters come from the files that DVC tracks, so nothing is run.
+Prints Markdown from the files that git keeps: nothing is run, and no data need be there. Exit code
+1, after the tables, where the adapted network's mIoU fell by more than `ALLOWED_FALL`, or where
+dvc.lock is stale: then the metrics are those of other code or other parameters.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 from pipeline import command
+from pipeline.repository import git
 
 MARKER = "<!-- ssda metrics -->"
 """First line of the text, by which a comment is found again and edited."""
+SCORES = "metrics/evaluate.json"
+ALLOWED_FALL = 2.0
+"""Points of mIoU. Over random states the default's standard deviation is 0.5 and that of the
+difference of two variants about 1: a fall by more than 2 is hardly chance."""
+SINGLE_CLASSES = (".iou.", "class_shares.")
+
+
+def compare(base: str) -> None:
+    """Print what changed; raises ValueError, after that, where it should not be merged."""
+    tables = difference(base)
+    reasons = fallen(base) + stale(base)
+    verdict = "\n".join(f"- **Not to be merged:** {reason}" for reason in reasons)
+    print(f"{MARKER}\n### Against `{base}`\n\n{verdict or 'Nothing against it.'}\n\n{tables}")
+    if reasons:
+        raise ValueError("; ".join(reasons))
 
 
 def difference(base: str) -> str:
     """Markdown with DVC's tables of metrics and parameters, base against the workspace.
 
-    Raises ValueError with what DVC says where it cannot compare.
+    Metrics of single classes are folded away. Raises ValueError with what DVC says where it cannot
+    compare.
     """
-    parts = [MARKER, f"### Against `{base}`"]
-    for title, kind in (("Metrics", "metrics"), ("Parameters", "params")):
-        table = _dvc(kind, "diff", "--md", base)
-        rows = table.splitlines()[2:]
-        parts += ["", f"**{title}**", "", table if rows else "No change."]
-    return "\n".join(parts) + "\n"
+    head, metrics = _table("metrics", base)
+    single = [row for row in metrics if any(part in row for part in SINGLE_CLASSES)]
+    parts = ["**Metrics**", "", *(head + [row for row in metrics if row not in single])]
+    if single:
+        parts += ["", "<details><summary>Single classes</summary>", "", *head, *single]
+        parts += ["", "</details>"]
+    head, params = _table("params", base)
+    parts += ["", "**Parameters**", "", *head, *params]
+    return "\n".join(parts)
 
 
-def _dvc(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False
-    )
+def fallen(base: str) -> list[str]:
+    """A reason if the adapted network's mIoU fell by more than chance; none without one in base."""
+    path = Path(SCORES)
+    before = _miou(git("show", f"{base}:./{SCORES}"))
+    after = _miou(path.read_text(encoding="utf-8") if path.exists() else "")
+    if before is None or (after is not None and after >= before - ALLOWED_FALL):
+        return []
+    return [f"{SCORES}: adapted.miou was {before} and is {after}; it may fall by {ALLOWED_FALL}"]
+
+
+def stale(base: str) -> list[str]:
+    """A reason if dvc.lock has other code, parameters, commands or metrics than the workspace.
+
+    Data that are not here are passed over, but a stage must have read what the stage before it
+    wrote. A file that is missing here is no data if base has it in git.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            found: dict[str, list[str]] = {
+                stage: _readable(changes, base) for stage, changes in repo.status().items()
+            }
+            stages = repo.index.stages
+            written = {out.fs_path: out.hash_info for stage in stages for out in stage.outs}
+            for stage in stages:
+                found.setdefault(stage.addressing, []).extend(
+                    f"{dep} written anew"
+                    for dep in stage.deps
+                    if dep.hash_info and written.get(dep.fs_path, dep.hash_info) != dep.hash_info
+                )
+    except DvcException as error:
+        raise ValueError(f"dvc status: {error}") from error
+    changed = [f"{stage} ({', '.join(names)})" for stage, names in found.items() if names]
+    return [f"dvc.lock is stale, `dvc repro` first: {'; '.join(changed)}"] if changed else []
+
+
+def _readable(changes: list[Any], base: str) -> list[str]:
+    """What counts of a stage's part of `dvc status`: texts, and {"changed deps": {file: how}}."""
+    found = [change for change in changes if isinstance(change, str) and change != "always changed"]
+    for files in (change for change in changes if isinstance(change, dict)):
+        for path, how in (pair for group in files.values() for pair in group.items()):
+            if isinstance(how, dict):  # parameters
+                found += [f"{path}: {name} {change}" for name, change in how.items()]
+            elif how not in ("deleted", "not in cache") or git("ls-tree", base, "--", path):
+                found.append(f"{path} {how}")
+    return found
+
+
+def _miou(scores: str) -> float | None:
+    return json.loads(scores)["adapted"]["miou"] if scores else None
+
+
+def _table(kind: str, base: str) -> tuple[list[str], list[str]]:
+    """Head and rows of a table that `dvc diff` draws; a head that says so where nothing changed."""
+    command = ["dvc", kind, "diff", "--md", base]
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     if done.returncode != 0:
-        raise ValueError(f"dvc {' '.join(arguments)}: {done.stderr.strip().splitlines()[-1]}")
-    return done.stdout.strip()
+        raise ValueError(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
+    lines = done.stdout.strip().splitlines()
+    return (lines[:2], lines[2:]) if lines[2:] else (["No change."], [])
 
 
 def main() -> None:
@@ -43,7 +123,7 @@ def main() -> None:
     parser.add_argument("base", help="a git commit, branch or tag")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parser.parse_args()
-    command.guard(lambda: print(difference(arguments.base), end=""), debug=arguments.debug)
+    command.guard(lambda: compare(arguments.base), debug=arguments.debug)
 
 
 if __name__ == "__main__":
