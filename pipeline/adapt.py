@@ -68,7 +68,7 @@ def adapt(params: Params) -> None:
             settings.iterations,
             params,
             run,
-            space.names,
+            space,
             validate,
             settings.validate_every,
             METRICS / "adapt",

@@ -51,7 +51,7 @@ def pretrain(params: Params) -> None:
             settings.iterations,
             params,
             run,
-            space.names,
+            space,
             validate,
             settings.validate_every,
             METRICS / "pretrain",

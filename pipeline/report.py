@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from tqdm import tqdm
@@ -29,23 +31,24 @@ def follow(
     iterations: int,
     params: Params,
     run: StageRun,
-    classes: Sequence[str],
+    space: LabelSpace,
     validate: Callable[[], dict[str, float | None]],
     validate_every: int,
     folder: Path,
     kept: Kept,
 ) -> None:
-    """Run a training loop to its end: draw its progress, log and save it, write curves as CSV.
+    """Run a training loop to its end: draw its progress, log and save it, write its curves.
 
     Args:
         records: the loop.
         iterations: its length.
         params: everything.
         run: where curves are logged.
-        classes: names of the entries of a vector in a step's report.
+        space: classes; each has an entry in a vector of a step's report.
         validate: scores in per cent, for the curve alone.
         validate_every: steps between its calls; 0 for none.
-        folder: gets losses.csv, classes.csv (where a report has vectors) and validation.csv.
+        folder: gets losses.csv, classes.csv (where a report has vectors), validation.csv and
+            pictures/STEP.png (where a report has images).
         kept: where the state is saved; what is logged so far goes with it.
 
     Raises:
@@ -57,6 +60,7 @@ def follow(
         "classes": [],
         "validation": [],
     }
+    pictures = kept.writer.folder / "pictures"  # DVC removes outputs before it starts a stage again
     left_out: int = before["left_out"]
     losses: list[Row] = before["losses"]
     class_shares: list[Row] = before["classes"]
@@ -95,12 +99,18 @@ def follow(
             losses.append({"step": step} | _rounded(scalars, 6))
             for name, vector in record.report.items():
                 if vector.dim() == 1:
-                    values = dict(zip(classes, vector.tolist(), strict=True))
+                    values = dict(zip(space.names, vector.tolist(), strict=True))
                     run.metrics({f"{name}.{key}": v for key, v in values.items()}, step)
                     class_shares.extend(
                         {"step": step, "class": key, name: v}
                         for key, v in _rounded(values, 4).items()
                     )
+        if any(values.dim() > 1 for values in record.report.values()):
+            try:
+                draw_step(pictures / f"{step:06d}.png", record, space)
+                show(pictures / f"{step:06d}.png")
+            except OSError as error:
+                warn(f"no picture of step {step}: {error}; training goes on")
         if validate_every and (step % validate_every == 0 or step == iterations):
             scores = validate()
             run.metrics(scores, step)
@@ -109,7 +119,16 @@ def follow(
             kept.save_if_due(step, notes)
         run.release(kept.saved)
 
+    def show(picture: Path) -> None:
+        shutil.copy(picture, folder / "pictures")
+        run.artifact(folder / "pictures" / picture.name, f"{folder.name}/pictures")
+
     first = rank() == 0
+    if first:
+        shutil.rmtree(folder / "pictures", ignore_errors=True)
+        (folder / "pictures").mkdir(parents=True)
+        for picture in sorted(pictures.glob("*[0-9].png")):
+            show(picture)
     with stop_requests() as asked:
         for record in bar:
             if first:
@@ -147,11 +166,36 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
+def draw_step(path: Path, record: StepRecord, space: LabelSpace) -> None:
+    """A picture of what a step worked with; its report holds images, as `look` gives them."""
+    columns: list[list[np.ndarray]] = []
+    titles: list[str] = []
+    for name, values in record.report.items():
+        if values.dim() < 2:
+            continue
+        if values.dim() == 4:
+            values = (values.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
+        elif values.is_floating_point():
+            most = float(values.max())
+            name, values = f"{name}, 0 to {most:.2g}", values / max(most, 1e-9)
+        else:
+            values = values.to(torch.uint8)
+        columns.append([*values.cpu().numpy()])
+        titles.append(name)
+    shares = record.scalars()
+    title = f"step {record.step + 1}: {shares['certain_share']:.0%} of the target's pixels certain"
+    if "seeds" in shares:
+        title += f", {shares['seeds']:.0%} are seeds"
+    sheet(path, titles, [*zip(*columns, strict=True)], space, title=title)
+
+
 def sheet(
     path: Path,
     columns: Sequence[str],
     rows: Sequence[Sequence[np.ndarray]],
     space: LabelSpace,
+    *,
+    title: str | None = None,
 ) -> None:
     """A picture of rows of images with a title a column and a legend of the classes.
 
@@ -159,7 +203,8 @@ def sheet(
         path: PNG to write.
         columns: titles.
         rows: images (H, W, 3) uint8 RGB, train ids (H, W) uint8, or a map (H, W) float in [0, 1].
-        space: names and colours.
+        space: names and colours; ids that are no class are black.
+        title: of the whole.
     """
     height, width = rows[0][0].shape[:2]
     cell = 3.0
@@ -168,6 +213,8 @@ def sheet(
         dpi=110,
         layout="constrained",
     )
+    if title:
+        figure.suptitle(title, fontsize=12)
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for axes, images in zip(grid, rows, strict=True):
         for axis, image in zip(axes, images, strict=True):
@@ -178,7 +225,8 @@ def sheet(
                 axis.imshow(image, cmap="magma", vmin=0.0, vmax=1.0)
     for axis, title in zip(grid[0], columns, strict=True):
         axis.set_title(title, fontsize=11)
-    patches = [
+    patches = [Patch(color="black", label="(no label)")]
+    patches += [
         Patch(color=(colour[0] / 255, colour[1] / 255, colour[2] / 255), label=name)
         for name, colour in zip(space.names, space.colours, strict=True)
     ]

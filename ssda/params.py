@@ -296,6 +296,8 @@ class Runtime(Section):
     """Steps between points of a training curve."""
     save_every: Count
     """Steps between states from which a killed run goes on; 0: only when it is asked to stop."""
+    picture_every: Count
+    """Steps between pictures of adaptation, beside that of the first step; 0: none."""
     progress: bool
     """Show progress bars, where there is a terminal."""
     experiment: Annotated[str, Field(min_length=1)]

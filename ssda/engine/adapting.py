@@ -21,7 +21,7 @@ from ssda.datasets.loading import (
 from ssda.engine.evaluation import image_batches
 from ssda.engine.training import Progress, StepRecord, create_optimiser, train
 from ssda.labels import LabelSpace
-from ssda.method.adaptation import Networks, Task, joint_step
+from ssda.method.adaptation import Networks, Task, joint_step, look
 from ssda.method.source import frozen_encoder
 from ssda.method.subdomains import keep_ratios
 from ssda.method.teacher import create_teacher, update_teacher
@@ -79,6 +79,8 @@ def adapt_steps(
 ) -> Iterator[StepRecord]:
     """Adapt; yields a record a step. The teacher is the result.
 
+    The report of the first step and of every runtime.picture_every-th also has what `look` shows.
+
     Args:
         networks: as `start_networks` gives them; changed in place.
         sources: the labelled sets.
@@ -101,7 +103,12 @@ def adapt_steps(
     unlabelled = target_batches(cities, steps, settings.batch_size, workers)
 
     def add_gradients(batch: tuple[SourceBatch, TargetBatch], step: int) -> dict[str, torch.Tensor]:
-        return joint_step(networks, batch[0].to(device), batch[1].to(device), task, step)
+        source, target = batch[0].to(device), batch[1].to(device)
+        report = joint_step(networks, source, target, task, step)
+        every = params.runtime.picture_every
+        if every and (step == 0 or (step + 1) % every == 0):
+            report |= look(networks, source, target, task, step)
+        return report
 
     def after_update(step: int) -> None:
         update_teacher(networks.teacher, networks.student, step, settings.teacher_momentum)

@@ -40,9 +40,12 @@ from ssda.networks.encoders import Encoder
 from ssda.networks.heads import enlarge
 from ssda.networks.normalisation import kept_statistics
 from ssda.networks.segmenter import Prediction, Segmenter
-from ssda.params import Adapt
+from ssda.params import Adapt, Augmentation
 from ssda.processes import averaged, gathered, own, share, summed
 from ssda.randomness import generators
+
+SHOWN = 2
+"""How many images of a batch `look` shows, at most."""
 
 
 @dataclass(frozen=True)
@@ -248,18 +251,29 @@ def mixed_gradients(
     task: Task,
     step: int,
 ) -> dict[str, Tensor]:
-    """Gradients of w_mix L_mix: mix, jitter, blur, each drawn for each image."""
-    settings = task.settings
+    """Gradients of w_mix L_mix."""
     draws = _generators(task, "mixing", step, len(source.images))
+    images, labels, weights = mixed(source, target, guidance, task.settings.augmentation, draws)
+    loss = labelling_loss(stochastic_pass(student, images, 1, draws), labels, weights)
+    (task.settings.losses.mix * loss).backward()
+    return {"loss_mix": loss.detach()}
+
+
+def mixed(
+    source: SourceBatch,
+    target: TargetBatch,
+    guidance: Guidance,
+    augmentation: Augmentation,
+    draws: list[np.random.Generator],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mixed images (N, 3, H, W), labels, weights (N, H, W): mix, jitter, blur, drawn by image."""
     mask = paste_mask(source.labels, draws)
     images = mix(mask, source.images, target.images)
-    images = jitter(images, settings.augmentation, draws)
-    images = blur(images, settings.augmentation, draws)
+    images = jitter(images, augmentation, draws)
+    images = blur(images, augmentation, draws)
     labels = mix(mask, source.labels, guidance.pseudo.labels)
     weights = mix(mask, torch.ones_like(guidance.mix_weights), guidance.mix_weights)
-    loss = labelling_loss(stochastic_pass(student, images, 1, draws), labels, weights)
-    (settings.losses.mix * loss).backward()
-    return {"loss_mix": loss.detach()}
+    return images, labels, weights
 
 
 def masked_gradients(
@@ -275,6 +289,39 @@ def masked_gradients(
     loss = labelling_loss(stochastic_pass(student, images, 1, draws), pseudo.labels, pseudo.weights)
     (settings.losses.masked * loss).backward()
     return {"loss_masked": loss.detach()}
+
+
+@torch.no_grad()
+def look(
+    networks: Networks, source: SourceBatch, target: TargetBatch, task: Task, step: int
+) -> dict[str, Tensor]:
+    """What a step works with, to be shown to a person; draws as `joint_step`, changes nothing.
+
+    Call it between the step's gradients and the update: then it sees what the step saw.
+
+    Returns:
+        For the first images of the batch, at their size: images (n, 3, H, W) in [0, 1], train ids
+        (n, H, W) int64 and uncertainty (n, H, W) float; none of a mechanism that is off.
+    """
+    guidance = guide(networks.teacher, target, task, step)
+    size = target.counted.shape[-2:]
+    shown = {"target image": target.images, "pseudo labels (teacher)": guidance.pseudo.labels}
+    if guidance.uncertainty is not None and guidance.seeds is not None:
+        uncertainty = functional.interpolate(guidance.uncertainty.unsqueeze(1), list(size))
+        seeds = enlarge_mask(guidance.seeds, size)
+        shown["uncertainty (teacher)"] = uncertainty.squeeze(1)
+        shown["seeds (teacher)"] = guidance.pseudo.labels.masked_fill(~seeds, IGNORE)
+    if task.settings.losses.mix > 0:
+        draws = _generators(task, "mixing", step, len(source.images))
+        augmentation = task.settings.augmentation
+        images, labels, _ = mixed(source, target, guidance, augmentation, draws)
+        shown |= {"mixed image": images, "mixed labels": labels}
+    student = networks.student.eval()
+    with mixed_precision(target.images):
+        logits = student(target.images[:SHOWN])
+    student.train()
+    shown["prediction (student)"] = enlarge(logits, size).argmax(dim=1)
+    return {name: values[:SHOWN] for name, values in shown.items()}
 
 
 @torch.no_grad()

@@ -42,6 +42,7 @@ def step_params() -> Params:
             "adapt.losses.masked": 1.0,
             "adapt.feature_distance.min_share": 0.3,
             "runtime.workers": 0,
+            "runtime.picture_every": 1,
         }
     )
 
@@ -130,7 +131,8 @@ def test_two_processes_equal_one(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert alone["report"]["seeds"] > 0 and alone["report"]["thing_cell_share"] > 0
     assert 0 < alone["report"]["certain_share"] < 1
     for name, value in alone["report"].items():
-        for other in (first, second):
+        # Of images the first ones of a batch are shown, which the first process has.
+        for other in (first, second) if value.dim() < 2 else (first,):
             torch.testing.assert_close(
                 other["report"][name], value, rtol=1e-4, atol=1e-6, equal_nan=True, msg=name
             )

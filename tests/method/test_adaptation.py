@@ -10,7 +10,7 @@ import torch
 from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.labels import CITYSCAPES, IGNORE
 from ssda.method import adaptation
-from ssda.method.adaptation import Networks, Task, guide, joint_step
+from ssda.method.adaptation import Networks, Task, guide, joint_step, look
 from ssda.method.source import frozen_encoder, stochastic_pass
 from ssda.method.subdomains import keep_ratios
 from ssda.method.teacher import create_teacher, update_teacher
@@ -349,3 +349,52 @@ def test_a_batch_without_any_certain_pixel_or_seed_is_finite(networks: Networks)
     report = joint_step(networks, *batches(), make_task(overrides), 0)
     assert report["seeds"] == 0
     assert gradient(networks.student).isfinite().all()
+
+
+def test_a_look_shows_what_the_step_works_with_and_changes_nothing(
+    networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = batches()
+    task = make_task()
+    seen: dict[str, torch.Tensor] = {}
+    observe = Segmenter.observe
+
+    def watch(self: Segmenter, images: torch.Tensor, *others: Any) -> Any:
+        seen["last images"] = images
+        return observe(self, images, *others)
+
+    monkeypatch.setattr(Segmenter, "observe", watch)
+    report = joint_step(networks, source, target, task, step=3)
+    before = gradient(networks.student)
+    states = [copy.deepcopy(n.state_dict()) for n in (networks.student, networks.teacher)]
+    random = torch.random.get_rng_state()
+    shown = look(networks, source, target, task, step=3)
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert torch.equal(gradient(networks.student), before) and networks.student.training
+    for network, state in zip((networks.student, networks.teacher), states, strict=True):
+        for name, values in network.state_dict().items():
+            assert torch.equal(values, state[name]), name
+
+    assert torch.equal(shown["target image"], target.images)
+    assert torch.equal(shown["mixed image"], seen["last images"])  # mixing is the step's last pass
+    guidance = guide(networks.teacher, target, task, step=3)
+    assert torch.equal(shown["pseudo labels (teacher)"], guidance.pseudo.labels)
+    seeds = shown["seeds (teacher)"] != IGNORE
+    assert torch.equal(shown["seeds (teacher)"][seeds], shown["pseudo labels (teacher)"][seeds])
+    assert float(seeds.float().mean()) == pytest.approx(float(report["seeds"]), abs=0.02)
+    assert (
+        shown["uncertainty (teacher)"].shape == seeds.shape
+        and shown["uncertainty (teacher)"].std() > 0
+    )
+    pasted = shown["mixed labels"] == source.labels
+    kept = shown["mixed labels"] == shown["pseudo labels (teacher)"]
+    assert (pasted | kept).all() and not pasted.all() and not kept.all()
+    assert shown["prediction (student)"].max() < CLASSES
+
+
+def test_a_look_leaves_out_what_is_off(networks: Networks) -> None:
+    assert list(look(networks, *batches(), make_task(OFF), step=0)) == [
+        "target image",
+        "pseudo labels (teacher)",
+        "prediction (student)",
+    ]

@@ -32,10 +32,13 @@ OUTPUTS = (
     "metrics/adapt/losses.csv",
     "metrics/adapt/classes.csv",
     "metrics/adapt/validation.csv",
+    "metrics/adapt/pictures/000001.png",
+    "metrics/adapt/pictures/000004.png",
     "metrics/logged/adapt.json",
     "metrics/adapt.json",
 )
 SHORT = {
+    "runtime.picture_every": 4,
     "pretrain.iterations": STEPS,
     "adapt.iterations": STEPS,
     "adapt.validate_every": 3,
@@ -144,6 +147,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def unbroken(finished: Path) -> dict[str, bytes]:
     """The workspace as it was before adaptation; returns what an unbroken one gives."""
     shutil.rmtree(".ssda", ignore_errors=True)
+    shutil.rmtree("mlruns", ignore_errors=True)
     for name in OUTPUTS:
         Path(name).unlink(missing_ok=True)
     shutil.copy("before.db", "mlflow.db")
@@ -152,11 +156,24 @@ def unbroken(finished: Path) -> dict[str, bytes]:
 
 def check_nothing_lost(unbroken: dict[str, bytes]) -> None:
     assert outputs() == unbroken
+    pictures = Path("mlruns").glob("*/*/artifacts/adapt/pictures/*")
+    assert sorted(path.name for path in pictures) == ["000001.png", "000004.png"]
     (run,) = curves()
     logged = json.loads(unbroken["metrics/logged/adapt.json"])["metrics"]
     assert {name: sorted(points) for name, points in run.items()} == {
         name: [tuple(point) for point in points] for name, points in logged.items()
     }
+
+
+def test_pictures_change_nothing(unbroken: dict[str, bytes]) -> None:
+    write_params(Path(), SHORT | {"runtime.picture_every": 0})
+    finish(start())
+    write_params(Path(), SHORT)
+    names = [name for name in OUTPUTS if "pictures" not in name and "logged" not in name]
+    assert {name: Path(name).read_bytes() for name in names} == {
+        name: unbroken[name] for name in names
+    }
+    assert not any(Path("metrics/adapt/pictures").iterdir())
 
 
 def kill_once(rng: random.Random) -> None:

@@ -37,6 +37,7 @@ TINY = {
     "evaluate.subsets": [16, 13],
     "runtime.workers": 0,
     "runtime.log_every": 1,
+    "runtime.picture_every": 0,
 }
 STAGES = (
     (convert, "main"),
