@@ -139,8 +139,12 @@ def draw(
                     for name in shown
                 ),
                 predict_uncertainty(
-                    networks["adapted"], image, size, params.evaluate.passes, params.random_state
-                ).numpy(),
+                    networks["adapted"],
+                    image.unsqueeze(0),
+                    size,
+                    params.evaluate.passes,
+                    params.random_state,
+                )[1][0].numpy(),
             ]
         )
     sheet(PICTURE, ["target image", "truth", *shown.values(), "uncertainty"], rows, space)

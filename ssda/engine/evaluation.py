@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -109,6 +109,18 @@ def predict(
     to its size and averaged where windows overlap. `per_pass` windows of each image go through
     the network at once; with `flip` the logits of the mirrored images are averaged in.
     """
+    return _look(network, images, network, windows, per_pass, flip)
+
+
+def _look(
+    network: Segmenter,
+    images: Tensor,
+    ask: Callable[[Tensor], Tensor],
+    windows: Windows | None,
+    per_pass: int,
+    flip: bool,
+) -> Tensor:
+    """As `predict`, of what `ask` says of images (N, 3, H, W) in [0, 1], (N, C, h, w)."""
     training = network.training
     if training:
         network.eval()
@@ -116,7 +128,7 @@ def predict(
 
     def see(inputs: Tensor) -> Tensor:
         if windows is None:
-            return network(inputs)
+            return ask(inputs)
         height, width = inputs.shape[-2:]
         window = (min(windows.extent[1], height), min(windows.extent[0], width))
         step = (windows.step[1], windows.step[0])
@@ -125,15 +137,15 @@ def predict(
             window,
             step,
             per_pass,
-            lambda crops: enlarge(network(crops), window).unsqueeze(0),
+            lambda crops: enlarge(ask(crops), window).unsqueeze(0),
         )[0]
 
-    logits = see(inputs)
+    said = see(inputs)
     if flip:
-        logits = (logits + see(inputs.flip(-1)).flip(-1)) / 2
+        said = (said + see(inputs.flip(-1)).flip(-1)) / 2
     if training:
         network.train()
-    return logits
+    return said
 
 
 def predict_labels(
@@ -151,21 +163,41 @@ def predict_labels(
 
 @torch.inference_mode()
 def predict_uncertainty(
-    network: Segmenter, image: Tensor, size: torch.Size, passes: int, random_state: int
-) -> Tensor:
-    """Predictive entropy (H, W) in [0, 1] of K stochastic passes, on the CPU, at `size`.
+    network: Segmenter,
+    images: Tensor,
+    size: torch.Size,
+    passes: int,
+    random_state: int,
+    *,
+    windows: Windows | None = None,
+    per_pass: int = 1,
+    flip: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Train ids and predictive entropy of K stochastic passes; of an image, whatever the batch.
 
     Args:
-        network: in evaluation mode.
-        image: (3, h, w) uint8.
-        size: of the result.
+        network: the trained network.
+        images: (N, 3, h, w) uint8.
+        size: (H, W) of the results.
         passes: K.
         random_state: seeds the dropout.
+        windows: as in `predict`, and the next two.
+        per_pass: windows of each image at once; the entropy is averaged where they overlap.
+        flip: average with the mirrored images.
+
+    Returns:
+        (N, H, W) uint8, and (N, H, W) float in [0, 1], both on the CPU.
     """
-    masks = network.draw_masks(passes, [generator(random_state, "prediction")])
-    prediction = network.predict(image.unsqueeze(0).to(network.device).float() / 255.0, masks)
-    uncertainty = predictive_entropy(prediction.members.softmax(dim=2))
-    return enlarge(uncertainty.unsqueeze(1), size)[0, 0].cpu()
+
+    def ask(inputs: Tensor) -> Tensor:
+        draws = [generator(random_state, "prediction") for _ in inputs]  # the same for each
+        prediction = network.predict(inputs, network.draw_masks(passes, draws))
+        entropy = predictive_entropy(prediction.members.softmax(dim=2))
+        return torch.cat([prediction.logits, entropy.unsqueeze(1)], dim=1)
+
+    said = _look(network, images, ask, windows, per_pass, flip)
+    labels = torch.stack([_classes(each[None, :-1], size) for each in said])
+    return labels, enlarge(said[:, -1:], size)[:, 0].clamp(0.0, 1.0).cpu()
 
 
 def _confusion(logits: Tensor, label: Tensor, num_classes: int) -> Tensor:

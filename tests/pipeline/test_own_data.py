@@ -171,7 +171,10 @@ def test_from_a_folder_of_images_to_an_adapted_network(workspace: Path, params: 
     )
     assert "tree" in Path("metrics/adapt/classes.csv").read_text()
     predict.predict(
-        Path("models/adapted.safetensors"), [Path("flights/photos/new/Tag Ä")], Path("out"), "cpu"
+        Path("models/adapted.safetensors"),
+        [Path("flights/photos/new")],
+        Path("predicted"),
+        predict.Settings("cpu"),
     )
-    labels = cv2.imread("out/0_ids.png", cv2.IMREAD_UNCHANGED)
+    labels = cv2.imread("predicted/Tag Ä/0_ids.png", cv2.IMREAD_UNCHANGED)
     assert labels is not None and labels.shape == (HEIGHT, WIDTH) and labels.max() < 5

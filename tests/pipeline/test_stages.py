@@ -1,8 +1,6 @@
 """The whole pipeline on a few tiny scenes, stage by stage, as DVC runs it but without DVC."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,41 +141,3 @@ def test_without_pretraining_there_is_no_source_only_score(workspace: Path) -> N
     scores = json.loads((workspace / "metrics/evaluate.json").read_text())
     assert scores["source_only"] is None and scores["reestimated"] is None
     assert scores["adapted"]["miou"] is not None
-
-
-def predict(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.predict", *arguments]
-    return subprocess.run(
-        command, cwd=workspace, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}
-    )
-
-
-def test_predict_labels_images_of_any_size(workspace: Path) -> None:
-    folder = workspace / "own images"
-    folder.mkdir()
-    image = np.random.default_rng(0).integers(0, 255, (50, 77, 3), np.uint8)
-    cv2.imwrite(str(folder / "straße 1.jpg"), image)
-    done = predict(workspace, str(folder), "--out", "predicted", "--device", "cpu")
-    assert done.returncode == 0, done.stderr
-    labels = cv2.imread(str(workspace / "predicted/straße 1_ids.png"), cv2.IMREAD_UNCHANGED)
-    assert labels is not None and labels.shape == (50, 77) and labels.max() < 19
-    assert (workspace / "predicted/straße 1_overlay.png").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["none.png"], "none.png: no such file or folder"),
-        (["models"], "models: no image"),
-        (["params.yaml"], "params.yaml: not a readable image"),
-        (["raw/city/leftImg8bit/val/town", "--model", "none"], "none: no such file"),
-    ],
-)
-def test_predict_says_in_one_line_what_is_wrong(
-    workspace: Path, arguments: list[str], message: str
-) -> None:
-    done = predict(workspace, *arguments, "--out", "wrong")
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and message in lines[0]
-    assert "Traceback" not in done.stderr

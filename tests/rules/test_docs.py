@@ -173,8 +173,10 @@ def test_commands_parse(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert named and set(named) <= targets, line
         elif words[0].endswith("python") and words[1:2] == ["-m"]:
             if words[2].split(".")[0] in ("pipeline", "benchmarks", "demo"):
-                with monkeypatch.context() as patch:
-                    parse_only(patch, words[2], words[3:])
+                assert (ROOT / words[2].replace(".", "/")).with_suffix(".py").exists(), line
+                if words[3:]:
+                    with monkeypatch.context() as patch:
+                        parse_only(patch, words[2], words[3:])
         elif words[0] == "dvc":
             known_to_dvc(words[1:])
         for key in re.findall(r"(?:-S|--set-param) '?([\w.]+)=", line):

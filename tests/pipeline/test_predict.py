@@ -1,0 +1,240 @@
+"""Own images and videos: what is written, of which sizes, and what is refused."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from pipeline import predict as command_line
+from pipeline.predict import Settings, look, predict
+from ssda.engine.checkpoints import load_network, save_network
+from ssda.engine.evaluation import predict_labels, predict_uncertainty
+from ssda.labels import CITYSCAPES
+from ssda.networks.segmenter import Segmenter
+from ssda.params import Windows
+from tests.conftest import make_model
+
+MODEL = Path("model.safetensors")
+KINDS = ("colours", "ids", "overlay", "uncertainty")
+CPU = Settings(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    settings = make_model({"model.channels": 8})
+    network = Segmenter(settings, CITYSCAPES.num_classes)
+    torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=1.0)
+    path = tmp_path_factory.mktemp("model") / MODEL
+    save_network(path, network, settings, CITYSCAPES)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def workspace(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    MODEL.symlink_to(model)
+
+
+@pytest.fixture
+def network(model: Path) -> Segmenter:
+    return load_network(model)[0]
+
+
+def picture(width: int, height: int, state: int = 0) -> np.ndarray:
+    """Coarse noise, BGR."""
+    rng = np.random.default_rng(state)
+    coarse = rng.integers(0, 256, (4, 5, 3), np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST)
+
+
+def write(path: str, width: int = 40, height: int = 24, state: int = 0) -> Path:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(path, picture(width, height, state))
+    return Path(path)
+
+
+def write_video(path: str, code: str, size: tuple[int, int] = (48, 32), frames: int = 7) -> Path:
+    writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*code), 12.5, size)
+    for state in range(frames):
+        writer.write(picture(*size, state))
+    writer.release()
+    return Path(path)
+
+
+def read(path: str) -> np.ndarray:
+    stored = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    assert stored is not None, path
+    return stored
+
+
+def tensor(path: Path) -> torch.Tensor:
+    image = cv2.cvtColor(read(str(path)), cv2.COLOR_BGR2RGB)
+    return torch.from_numpy(image).permute(2, 0, 1)
+
+
+def test_a_folder_at_any_depth_in_any_size() -> None:
+    sizes = {"straße 1": (77, 50), "a/b/large": (150, 90), "a/grey": (33, 8), "dot": (1, 1)}
+    for name, size in sizes.items():
+        write(f"in/{name}.png", *size)
+    cv2.imwrite("in/a/grey.png", picture(33, 8)[..., 0])
+    predict(MODEL, [Path("in")], Path("out"), CPU)
+    found = {path.relative_to("out").as_posix() for path in Path("out").rglob("*.*")}
+    assert found == {f"{name}_{kind}.png" for name in sizes for kind in KINDS}
+    for name, (width, height) in sizes.items():
+        ids, shown = read(f"out/{name}_ids.png"), read(f"out/{name}_colours.png")
+        assert ids.dtype == np.uint8 and ids.shape == (height, width) and ids.max() < 19
+        assert np.array_equal(shown[..., ::-1], CITYSCAPES.palette()[ids])
+        image = cv2.imread(f"in/{name}.png")
+        assert image is not None
+        half = (image.astype(float) + shown) / 2
+        assert np.abs(read(f"out/{name}_overlay.png") - half).max() <= 0.5
+    assert len(np.unique(read("out/a/b/large_ids.png"))) > 1
+
+
+def test_the_uncertainty_is_the_entropy_of_the_passes_in_255_steps(network: Segmenter) -> None:
+    path = write("one.jpg", 96, 64)
+    predict(MODEL, [path], Path("out"), Settings("cpu", passes=3))
+    stored = read("out/one_uncertainty.png")
+    labels, entropy = predict_uncertainty(network, tensor(path)[None], torch.Size((64, 96)), 3, 0)
+    assert np.abs(stored - 255 * entropy[0].numpy()).max() <= 0.5
+    assert stored.dtype == np.uint8 and 0 < stored.mean() < 255
+    assert np.array_equal(read("out/one_ids.png"), labels[0].numpy())
+
+
+def test_windows_and_mirror_images_are_those_of_the_evaluation(network: Segmenter) -> None:
+    path = write("one.png", 100, 70)
+    windows = Windows(extent=(48, 48), step=(32, 32))
+    predict(MODEL, [path], Path("out"), Settings("cpu", batch=3, windows=windows, flip=True))
+    size = torch.Size((70, 100))
+    labels = predict_labels(network, tensor(path), size, windows=windows, flip=True)
+    assert np.array_equal(read("out/one_ids.png"), labels.numpy())
+    assert not np.array_equal(labels, predict_labels(network, tensor(path), size))
+
+
+def test_a_scaled_image_is_seen_small_and_labelled_at_its_size(network: Segmenter) -> None:
+    path = write("one.png", 100, 70)
+    predict(MODEL, [path], Path("out"), Settings("cpu", scale=0.5))
+    small = cv2.resize(picture(100, 70), (50, 35), interpolation=cv2.INTER_AREA)
+    seen = torch.from_numpy(cv2.cvtColor(small, cv2.COLOR_BGR2RGB)).permute(2, 0, 1)
+    labels = predict_labels(network, seen, torch.Size((70, 100)))
+    assert np.array_equal(read("out/one_ids.png"), labels.numpy())
+
+
+def test_a_batch_gives_what_each_image_gives_alone() -> None:
+    for state in range(5):
+        write(f"in/{state}.png", 40 if state != 3 else 64, 24, state)
+    predict(MODEL, [Path("in")], Path("alone"), CPU)
+    predict(MODEL, [Path("in")], Path("together"), Settings("cpu", batch=2))
+    for state in range(5):
+        ids, other = (read(f"{out}/{state}_ids.png") for out in ("alone", "together"))
+        assert (ids != other).mean() < 0.01  # sums of another order, at borders
+        a, b = (read(f"{out}/{state}_uncertainty.png") for out in ("alone", "together"))
+        assert np.abs(a.astype(int) - b).max() <= 1
+
+
+def test_no_more_than_a_batch_is_read_ahead(network: Segmenter) -> None:
+    """However long a video is."""
+    taken = 0
+
+    def frames() -> Iterator[tuple[str, np.ndarray]]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield str(taken), picture(32, 32)
+
+    seen = look(network, frames(), Settings(batch=2))
+    assert [next(seen).name for _ in range(4)] == ["1", "2", "3", "4"]
+    assert taken <= 5
+
+
+def test_what_was_predicted_before_is_no_input() -> None:
+    write("in/a.png")
+    for _ in range(2):
+        predict(MODEL, [Path("in")], Path("in/out"), CPU)
+    assert len(list(Path("in").rglob("*.png"))) == 1 + len(KINDS)
+
+
+@pytest.mark.parametrize(("name", "code"), [("drive.mp4", "mp4v"), ("drive.avi", "MJPG")])
+def test_a_video_becomes_a_video_of_overlays(name: str, code: str) -> None:
+    path = write_video(name, code)
+    predict(MODEL, [path], Path("out"), Settings("cpu", batch=3, frames=True))
+    video = cv2.VideoCapture("out/drive_overlay.mp4")
+    assert video.get(cv2.CAP_PROP_FPS) == 12.5
+    for i in range(7):
+        good, frame = video.read()
+        assert good and frame.shape == (32, 48, 3)
+        overlay = read(f"out/drive/{i:06}_overlay.png")
+        assert np.abs(frame.astype(int) - overlay).mean() < 20, i  # compressed, but of that frame
+    assert not video.read()[0]
+    assert len(list(Path("out/drive").iterdir())) == 7 * len(KINDS)
+
+
+def test_frames_are_not_written_unasked_and_odd_sides_lose_a_pixel() -> None:
+    write_video("odd.avi", "MJPG", (47, 33))
+    predict(MODEL, [Path("odd.avi")], Path("out"), CPU)
+    assert [path.name for path in Path("out").iterdir()] == ["odd_overlay.mp4"]
+    frame = cv2.VideoCapture("out/odd_overlay.mp4").read()[1]
+    assert frame.shape[0] % 2 == frame.shape[1] % 2 == 0
+
+
+def test_a_video_that_ends_early_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    whole = write_video("drive.avi", "MJPG", frames=40).read_bytes()
+    Path("half.avi").write_bytes(whole[: len(whole) // 2])
+    predict(MODEL, [Path("half.avi")], Path("out"), CPU)
+    lines = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
+    assert len(lines) == 1 and "half.avi: ends after" in lines[0] and "of 40 frames" in lines[0]
+
+
+def test_a_video_that_is_stopped_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*arguments: object) -> Iterator[object]:
+        for seen in look(*arguments):  # pyright: ignore[reportArgumentType]
+            if seen.name.endswith("2"):
+                raise KeyboardInterrupt
+            yield seen
+
+    monkeypatch.setattr(command_line, "look", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        predict(MODEL, [write_video("drive.avi", "MJPG")], Path("out"), CPU)
+    assert list(Path("out").iterdir()) == []
+
+
+BAD = {
+    "nothing there": (["none.png"], r"none.png: no such file or folder"),
+    "folder without images": (["empty"], r"empty: no image or video \(.png, .jpg, "),
+    "no image": (["text.txt"], r"text.txt: not a readable image"),
+    "no video": (["text.mp4"], r"text.mp4: not a readable video"),
+    "video without its index": (["cut.mp4"], r"cut.mp4: not a readable video"),
+    "two of one name": (["a/x.png", "b/x.jpg"], r"b/x.jpg: has the name of a/x.png"),
+    "out is in": (["a", "--out", "a"], r"--out a: must be another folder than the input"),
+    "no model": (["a", "--model", "none"], r"none: no such file"),
+    "pickled model": (["a", "--model", "pickled"], r"pickled: not a safetensors file"),
+    "gap between windows": (["a", "--windows", "10", "20"], r"--windows: step \[20, 20\] must be"),
+    "no scale": (["a", "--scale", "nan"], r"--scale nan: must be above 0"),
+}
+
+
+@pytest.mark.parametrize("row", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    row: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write("a/x.png")
+    write("b/x.jpg")
+    Path("empty").mkdir()
+    for name in ("text.txt", "text.mp4"):
+        Path(name).write_text("neither")
+    Path("cut.mp4").write_bytes(write_video("whole.mp4", "mp4v").read_bytes()[:500])
+    torch.save({"weight": torch.zeros(1)}, "pickled")
+    before = sorted(Path().rglob("*"))
+    arguments, expected = BAD[row]
+    given = ["--model", str(MODEL), "--out", "out", "--device", "cpu", *arguments]
+    monkeypatch.setattr(sys, "argv", ["predict", *given])
+    with pytest.raises(SystemExit, match=f"^error: {expected}") as caught:
+        command_line.main()
+    assert "\n" not in str(caught.value.code)
+    assert capfd.readouterr().err == ""
+    assert sorted(Path().rglob("*")) == before
