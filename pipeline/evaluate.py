@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from pipeline import command
@@ -17,17 +18,23 @@ if TYPE_CHECKING:
 
 SCORES = METRICS / "evaluate.json"
 CLASSES = METRICS / "iou.csv"
+BARS = METRICS / "iou.png"
+CONFUSION = METRICS / "confusion.csv"
+MATRIX = METRICS / "confusion.png"
 PICTURE = METRICS / "pictures.png"
+
+SHOWN = {"source_only": "source only", "adapted": "adapted"}
+"""The networks in the pictures, by their titles."""
 
 
 def evaluate(params: Params) -> None:
-    """Score source-only, re-estimated, student and adapted network; write scores and a picture.
+    """Score source-only, re-estimated, student and adapted network; write scores and pictures.
 
     Raises ValueError for a user's mistake.
     """
     import copy
 
-    from pipeline.report import write_table
+    from pipeline.report import draw_bars, draw_matrices, write_table
     from pipeline.resume import remove_old_states
     from pipeline.tracking import stage_run
     from ssda.datasets.index import check_raw_files, read_index
@@ -53,6 +60,7 @@ def evaluate(params: Params) -> None:
         run.tag("device", device.type)
         samples = EvaluationSamples(report, params.images.target_size)
         scores: dict[str, Any] = {}
+        shares: dict[str, torch.Tensor] = {}
         for name in ("source_only", "reestimated", "student", "adapted"):
             scores[name] = None
             if network := networks.get(name):
@@ -65,6 +73,8 @@ def evaluate(params: Params) -> None:
                     flip=params.evaluate.flip,
                 )
                 scores[name] = summary(confusion, space, params.evaluate.subsets)
+                if name in SHOWN:
+                    shares[SHOWN[name]] = row_shares(confusion)
                 run.metrics({f"{name}.{key}": v for key, v in _flat(scores[name]).items()})
         write_json(SCORES, {"images": len(report.records)} | scores)
         rows = [
@@ -75,8 +85,11 @@ def evaluate(params: Params) -> None:
             if value["iou"][class_name] is not None
         ]
         write_table(CLASSES, rows)
+        draw_bars(BARS, {SHOWN[n]: scores[n]["iou"] for n in SHOWN if scores[n]})
+        write_table(CONFUSION, confusion_rows(shares, space))
+        draw_matrices(MATRIX, shares, space)
         draw(networks, report, params, space, device)
-        for path in (SCORES, CLASSES, PICTURE):
+        for path in (SCORES, CLASSES, BARS, CONFUSION, MATRIX, PICTURE):
             run.artifact(path)
     print(_line(scores))
 
@@ -100,6 +113,24 @@ def summary(confusion: torch.Tensor, space: LabelSpace, subsets: tuple[str, ...]
     }
 
 
+def row_shares(confusion: torch.Tensor) -> torch.Tensor:
+    """What the pixels of each class (rows) are taken for, in per cent; NaN where there are none."""
+    return 100.0 * confusion.double() / confusion.sum(1, keepdim=True)
+
+
+def confusion_rows(
+    shares: dict[str, torch.Tensor], space: LabelSpace
+) -> list[dict[str, float | str]]:
+    """A row for each network, class of the truth that occurs, and predicted class."""
+    return [
+        {"network": name, "truth": truth, "prediction": prediction, "share": round(share, 2)}
+        for name, matrix in shares.items()
+        for truth, row in zip(space.names, matrix.tolist(), strict=True)
+        for prediction, share in zip(space.names, row, strict=True)
+        if not math.isnan(share)
+    ]
+
+
 def draw(
     networks: dict[str, Segmenter],
     report: Index,
@@ -116,9 +147,7 @@ def draw(
 
     samples = EvaluationSamples(report, params.images.target_size)
     count = min(params.evaluate.pictures, len(samples))
-    shown = {
-        n: t for n, t in (("source_only", "source only"), ("adapted", "adapted")) if n in networks
-    }
+    shown = {name: title for name, title in SHOWN.items() if name in networks}
     rows: list[list[np.ndarray]] = []
     for i in range(0, len(samples), max(1, len(samples) // count))[:count]:
         image, label = samples[i]

@@ -166,6 +166,65 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
+def draw_bars(path: Path, values: Mapping[str, Mapping[str, float | None]]) -> None:
+    """A picture of the IoU of each class (per cent), a bar for each network.
+
+    Args:
+        path: PNG to write.
+        values: {network: {class: IoU, None where the truth never shows it}}.
+    """
+    classes = list(next(iter(values.values())))
+    figure = Figure(figsize=(7.5, 0.3 * len(classes) + 1.2), dpi=110, layout="constrained")
+    axis = figure.subplots()
+    thickness = 0.8 / len(values)
+    for number, (name, of_class) in enumerate(values.items()):
+        positions = [i - 0.4 + thickness * (number + 0.5) for i in range(len(classes))]
+        lengths = [of_class[c] or 0.0 for c in classes]
+        axis.barh(positions, lengths, thickness, label=name, color=f"C{number}")
+    axis.set_yticks(range(len(classes)), classes)
+    axis.set_ylim(len(classes) - 0.5, -0.5)
+    axis.set_xlim(0, 100)
+    axis.set_xlabel("IoU in per cent")
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_axisbelow(True)
+    figure.legend(loc="outside upper center", ncols=len(values), frameon=False)
+    save(figure, path)
+
+
+def draw_matrices(path: Path, shares: Mapping[str, torch.Tensor], space: LabelSpace) -> None:
+    """A picture of confusion matrices: what the pixels of each class are taken for.
+
+    Args:
+        path: PNG to write.
+        shares: {network: (C, C) per cent, rows are the truth; NaN: the truth never shows it}.
+        space: classes.
+    """
+    count = space.num_classes
+    side = 0.3 * count + 1.5
+    figure = Figure(figsize=(side * len(shares), side), dpi=110, layout="constrained")
+    for axis, (name, matrix) in zip(
+        figure.subplots(1, len(shares), squeeze=False)[0], shares.items(), strict=True
+    ):
+        axis.imshow(matrix.numpy(), cmap="Blues", vmin=0, vmax=100)
+        axis.set_facecolor("lightgrey")
+        axis.set_title(name)
+        axis.set_xticks(range(count), space.names, rotation=90)
+        axis.set_yticks(range(count), space.names)
+        axis.set_xlabel("prediction")
+        axis.set_ylabel("truth")
+        for y, x in (matrix >= 5).nonzero().tolist():
+            share = float(matrix[y, x])
+            colour = "white" if share > 60 else "black"
+            axis.text(x, y, f"{share:.0f}", color=colour, ha="center", va="center", fontsize=7)
+    figure.suptitle("per cent of the truth's pixels; grey: the truth never shows the class")
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG; equal figures are equal files."""
+    write_atomically(path, lambda partial: figure.savefig(partial, metadata={"Software": None}))
+
+
 def draw_step(path: Path, record: StepRecord, space: LabelSpace) -> None:
     """A picture of what a step worked with; its report holds images, as `look` gives them."""
     columns: list[list[np.ndarray]] = []
@@ -231,4 +290,4 @@ def sheet(
         for name, colour in zip(space.names, space.colours, strict=True)
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=10, fontsize=9, frameon=False)
-    write_atomically(path, lambda partial: figure.savefig(partial, metadata={"Software": None}))
+    save(figure, path)

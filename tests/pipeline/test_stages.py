@@ -1,5 +1,6 @@
 """The whole pipeline on a few tiny scenes, stage by stage, as DVC runs it but without DVC."""
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +113,30 @@ def test_curves_and_pictures_are_there(workspace: Path) -> None:
     assert picture is not None and picture.std() > 10
     for stage in ("convert", "pretrain", "adapt", "evaluate"):
         assert json.loads((metrics / f"logged/{stage}.json").read_text())["metrics"]
+
+
+def test_the_confusion_is_in_per_cent_of_the_truth(workspace: Path) -> None:
+    with (workspace / "metrics/confusion.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    scores = json.loads((workspace / "metrics/evaluate.json").read_text())
+    for network, key in (("source only", "source_only"), ("adapted", "adapted")):
+        sums: dict[str, float] = {}
+        hits: dict[str, float] = {}
+        for row in rows:
+            if row["network"] == network:
+                truth, share = row["truth"], float(row["share"])
+                sums[truth] = sums.get(truth, 0.0) + share
+                if truth == row["prediction"]:
+                    hits[truth] = share
+        known = {name for name, iou in scores[key]["iou"].items() if iou is not None}
+        assert sums.keys() == known and list(sums.values()) == pytest.approx(
+            [100] * len(sums), abs=0.2
+        )
+        for name in known:  # the union is no smaller than the truth
+            assert hits[name] >= scores[key]["iou"][name] - 0.01
+    for name in ("confusion.png", "iou.png"):
+        picture = cv2.imread(str(workspace / "metrics" / name))
+        assert picture is not None and picture.std() > 10
 
 
 def test_the_labels_of_the_target_s_train_split_are_never_opened(workspace: Path) -> None:
