@@ -1,7 +1,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup repro test soak lint use metrics-diff bench ablation lock
+.PHONY: setup repro report test soak lint use metrics-diff bench ablation lock
 
 setup: .venv/.installed          ## virtual environment with pinned packages and the project
 
@@ -13,6 +13,9 @@ setup: .venv/.installed          ## virtual environment with pinned packages and
 
 repro: setup                     ## the whole pipeline, or what of it has changed
 	dvc repro
+
+report: setup                    ## one HTML page of the workspace; EXPERIMENTS="a b" compares
+	python -m pipeline.page $(EXPERIMENTS)
 
 test: setup                      ## the tests, two at a time
 	pytest -n 2

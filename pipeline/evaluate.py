@@ -34,7 +34,7 @@ def evaluate(params: Params) -> None:
     """
     import copy
 
-    from pipeline.report import draw_bars, draw_matrices, write_table
+    from pipeline.report import bars, matrices, save, write_table
     from pipeline.resume import remove_old_states
     from pipeline.tracking import stage_run
     from ssda.datasets.index import check_raw_files, read_index
@@ -85,9 +85,9 @@ def evaluate(params: Params) -> None:
             if value["iou"][class_name] is not None
         ]
         write_table(CLASSES, rows)
-        draw_bars(BARS, {SHOWN[n]: scores[n]["iou"] for n in SHOWN if scores[n]})
+        save(bars({SHOWN[n]: scores[n]["iou"] for n in SHOWN if scores[n]}), BARS)
         write_table(CONFUSION, confusion_rows(shares, space))
-        draw_matrices(MATRIX, shares, space)
+        save(matrices(shares, space), MATRIX)
         draw(networks, report, params, space, device)
         for path in (SCORES, CLASSES, BARS, CONFUSION, MATRIX, PICTURE):
             run.artifact(path)

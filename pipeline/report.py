@@ -166,11 +166,10 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def draw_bars(path: Path, values: Mapping[str, Mapping[str, float | None]]) -> None:
-    """A picture of the IoU of each class (per cent), a bar for each network.
+def bars(values: Mapping[str, Mapping[str, float | None]]) -> Figure:
+    """The IoU of each class in per cent, a bar for each network.
 
     Args:
-        path: PNG to write.
         values: {network: {class: IoU, None where the truth never shows it}}.
     """
     classes = list(next(iter(values.values())))
@@ -187,15 +186,14 @@ def draw_bars(path: Path, values: Mapping[str, Mapping[str, float | None]]) -> N
     axis.set_xlabel("IoU in per cent")
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
-    figure.legend(loc="outside upper center", ncols=len(values), frameon=False)
-    save(figure, path)
+    figure.legend(loc="outside upper center", ncols=min(len(values), 3), frameon=False)
+    return figure
 
 
-def draw_matrices(path: Path, shares: Mapping[str, torch.Tensor], space: LabelSpace) -> None:
-    """A picture of confusion matrices: what the pixels of each class are taken for.
+def matrices(shares: Mapping[str, torch.Tensor], space: LabelSpace) -> Figure:
+    """Confusion matrices: what the pixels of each class are taken for.
 
     Args:
-        path: PNG to write.
         shares: {network: (C, C) per cent, rows are the truth; NaN: the truth never shows it}.
         space: classes.
     """
@@ -217,7 +215,7 @@ def draw_matrices(path: Path, shares: Mapping[str, torch.Tensor], space: LabelSp
             colour = "white" if share > 60 else "black"
             axis.text(x, y, f"{share:.0f}", color=colour, ha="center", va="center", fontsize=7)
     figure.suptitle("per cent of the truth's pixels; grey: the truth never shows the class")
-    save(figure, path)
+    return figure
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -72,7 +72,16 @@ def test_the_library_imports_without_dvc_and_mlflow() -> None:
 
 
 def test_command_lines_import_nothing_heavy_before_they_work() -> None:
-    for stage in ("inventory", "convert", "pretrain", "adapt", "evaluate", "predict", "tracking"):
+    for stage in (
+        "inventory",
+        "convert",
+        "pretrain",
+        "adapt",
+        "evaluate",
+        "predict",
+        "tracking",
+        "page",
+    ):
         code = (
             f"import sys, pipeline.{stage}\n"
             "print([name for name in ('torch', 'mlflow', 'matplotlib') if name in sys.modules])"
