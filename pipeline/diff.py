@@ -12,10 +12,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from pipeline import command
-from pipeline.repository import git
+from pipeline.repository import git, outdated
 
 MARKER = "<!-- ssda metrics -->"
 """First line of the text, by which a comment is found again and edited."""
@@ -64,43 +63,10 @@ def fallen(base: str) -> list[str]:
 
 
 def stale(base: str) -> list[str]:
-    """A reason if dvc.lock has other code, parameters, commands or metrics than the workspace.
-
-    Data that are not here are passed over, but a stage must have read what the stage before it
-    wrote. A file that is missing here is no data if base has it in git.
-    """
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    try:
-        with Repo() as repo:
-            found: dict[str, list[str]] = {
-                stage: _readable(changes, base) for stage, changes in repo.status().items()
-            }
-            stages = repo.index.stages
-            written = {out.fs_path: out.hash_info for stage in stages for out in stage.outs}
-            for stage in stages:
-                found.setdefault(stage.addressing, []).extend(
-                    f"{dep} written anew"
-                    for dep in stage.deps
-                    if dep.hash_info and written.get(dep.fs_path, dep.hash_info) != dep.hash_info
-                )
-    except DvcException as error:
-        raise ValueError(f"dvc status: {error}") from error
+    """A reason if dvc.lock has other code, parameters, commands or metrics than the workspace."""
+    found = outdated(base)
     changed = [f"{stage} ({', '.join(names)})" for stage, names in found.items() if names]
     return [f"dvc.lock is stale, `dvc repro` first: {'; '.join(changed)}"] if changed else []
-
-
-def _readable(changes: list[Any], base: str) -> list[str]:
-    """What counts of a stage's part of `dvc status`: texts, and {"changed deps": {file: how}}."""
-    found = [change for change in changes if isinstance(change, str) and change != "always changed"]
-    for files in (change for change in changes if isinstance(change, dict)):
-        for path, how in (pair for group in files.values() for pair in group.items()):
-            if isinstance(how, dict):  # parameters
-                found += [f"{path}: {name} {change}" for name, change in how.items()]
-            elif how not in ("deleted", "not in cache") or git("ls-tree", base, "--", path):
-                found.append(f"{path} {how}")
-    return found
 
 
 def _miou(scores: str) -> float | None:

@@ -8,12 +8,46 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssda.sections import read_yaml
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run's code and parameters come from.
+
+    Attributes:
+        commit: the git commit that it started from.
+        experiment: name of the DVC experiment; empty for a plain `dvc repro`.
+        revision: the git revision that holds what came of it; empty for the workspace.
+    """
+
+    commit: str
+    experiment: str = ""
+    revision: str = ""
+
+    @classmethod
+    def of_workspace(cls) -> Origin:
+        """What DVC tells the stages that it runs."""
+        commit = os.environ.get("DVC_EXP_BASELINE_REV") or git("rev-parse", "HEAD")
+        return cls(commit, os.environ.get("DVC_EXP_NAME", ""))
+
+    def code_differs(self) -> bool:
+        """Whether the code is not that of the commit."""
+        if self.revision:
+            return bool(git("diff", "--name-only", self.commit, self.revision, "--", "*.py"))
+        return bool(git("status", "--porcelain", "--", "*.py"))
 
 
 def root() -> Path:
@@ -39,7 +73,17 @@ def stages(folder: Path) -> dict[str, Any]:
 
 def dependencies(stage: dict[str, Any]) -> list[str]:
     """Paths that a stage of dvc.yaml depends on."""
-    return [dep if isinstance(dep, str) else next(iter(dep)) for dep in stage.get("deps", [])]
+    return _paths(stage, "deps")
+
+
+def outputs(stage: dict[str, Any]) -> list[str]:
+    """Paths that a stage of dvc.yaml leaves, without its metrics."""
+    return _paths(stage, "outs")
+
+
+def _paths(stage: dict[str, Any], kind: str) -> list[str]:
+    entries = stage.get(kind, [])
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
 
 
 def recorded_outputs(folder: Path) -> dict[str, str]:
@@ -47,6 +91,107 @@ def recorded_outputs(folder: Path) -> dict[str, str]:
     path = folder / "dvc.lock"
     entries = (read_yaml(path).get("stages") or {}).values() if path.exists() else []
     return {out["path"]: out["md5"] for entry in entries for out in entry.get("outs", [])}
+
+
+def outdated(base: str, revision: str = "workspace") -> dict[str, list[str]]:
+    """{stage: what dvc.lock does not have as it is}, for every stage, also those in order.
+
+    Data that are not here are passed over, but a stage must have read what the stage before it
+    wrote. A file that is missing here is no data if base has it in git.
+
+    Args:
+        base: a git revision.
+        revision: the one that is looked at.
+
+    Raises:
+        ValueError: DVC cannot read its files.
+    """
+    found: dict[str, list[str]] = {}
+    with _dvc() as repo, repo.switch(revision):
+        written = {out.fs_path: out.hash_info for stage in repo.index.stages for out in stage.outs}
+        for stage in repo.index.stages:
+            lines = ["changed command"] if stage.changed_stage() else []
+            for file in [*stage.deps, *stage.outs]:
+                before, now = file.hash_info, written.get(file.fs_path, file.hash_info)
+                for path, how in file.status().items():
+                    if isinstance(how, dict):  # parameters
+                        lines += [f"{path}: {name} {change}" for name, change in how.items()]
+                    elif how not in ("deleted", "not in cache") or git("ls-tree", base, path):
+                        lines.append(f"{path} {how}")
+                    elif before and before != now:
+                        lines.append(f"{path} written anew")
+            found.setdefault(getattr(stage, "name", None) or stage.addressing, []).extend(lines)
+    return found
+
+
+def experiments() -> list[Origin]:
+    """DVC's experiments in this repository, the oldest first.
+
+    Raises ValueError where DVC does not answer.
+    """
+    with _dvc() as repo:
+        listed: dict[str, list[tuple[str, str]]] = repo.experiments.ls(all_commits=True)
+    found = [Origin(commit, *pair) for commit, pairs in listed.items() for pair in pairs]
+    return sorted(found, key=lambda origin: git("show", "-s", "--format=%cI", origin.revision))
+
+
+def extract(revision: str, paths: Iterable[str], folder: Path) -> None:
+    """Write files and folders of a revision into a folder, but for those that it does not have.
+
+    Raises ValueError where neither DVC's cache nor its remote has what they hold.
+    """
+    with _dvc() as repo, repo.switch(revision):
+        files = repo.dvcfs
+        for path in paths:
+            if not files.exists(path):
+                continue
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                files.get(path, str(folder / path), recursive=True)
+            except FileNotFoundError as error:
+                raise ValueError(f"{path} is not in DVC's cache: `dvc fetch` first") from error
+
+
+def cached(files: Mapping[str, str]) -> dict[str, Path]:
+    """Where files lie in DVC's cache; what it lacks is fetched from DVC's remote, if there is one.
+
+    Args:
+        files: {name: MD5}.
+
+    Raises:
+        ValueError: DVC has one of them no more.
+    """
+    with _dvc() as repo:
+        from dvc.config import NoRemoteError
+        from dvc_data.hashfile.hash_info import HashInfo
+
+        cache = repo.cache.local
+        if lacking := {name: md5 for name, md5 in files.items() if not cache.exists(md5)}:
+            with suppress(NoRemoteError):
+                repo.cloud.pull([HashInfo("md5", md5) for md5 in lacking.values()])
+        for name, md5 in lacking.items():
+            if not cache.exists(md5):
+                raise ValueError(f"{name} (MD5 {md5}) is neither in DVC's cache nor in its remote")
+        return {name: Path(cache.oid_to_path(md5)) for name, md5 in files.items()}
+
+
+@contextmanager
+def _dvc() -> Generator[Repo]:
+    """DVC's view of this repository; what DVC raises becomes a ValueError."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            yield repo
+    except DvcException as error:
+        raise ValueError(f"DVC: {error}") from error
+
+
+def file_md5(path: Path) -> str:
+    """MD5 of a file, as DVC names it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def digest(text: str, paths: Mapping[str, Path]) -> str:

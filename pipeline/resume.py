@@ -8,7 +8,6 @@ between the last step and that loses nothing) and is removed when a later stage 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,7 +23,15 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from pipeline.repository import dependencies, digest, locked, recorded_outputs, root, stages
+from pipeline.repository import (
+    dependencies,
+    digest,
+    file_md5,
+    locked,
+    recorded_outputs,
+    root,
+    stages,
+)
 from pipeline.tracking import Journal, from_json
 from ssda.files import write_json
 from ssda.params import Params
@@ -161,8 +168,7 @@ def kept_state(stage: str, params: Params, out: Path) -> Generator[Kept]:
         if not first:
             return
         if "DVC_STAGE" in os.environ:  # which will write dvc.lock
-            content = hashlib.md5(out.read_bytes(), usedforsecurity=False).hexdigest()
-            write_json(folder / FINISHED, {out.as_posix(): content})
+            write_json(folder / FINISHED, {out.as_posix(): file_md5(out)})
         else:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""MLflow: one run an experiment, shared by its stages. The only file that knows MLflow.
+"""MLflow: one run an experiment, shared by its stages. sync.py beside it is for runs that are over.
 
 A run belongs to a key: the hash of params, code and inputs, with the name of the DVC experiment
 where there is one. The run carries it as the tag `dvc.run_key`.
@@ -13,6 +13,8 @@ where there is one. The run carries it as the tag `dvc.run_key`.
 - Each stage leaves a journal of what it logged, an output that DVC caches. A stage that DVC did not
   run is filled in from its journal when a later stage opens the run, and tagged
   `dvc.reused.<stage>`. Where no later stage runs, `python -m pipeline.tracking sync` does it.
+- The tags `dvc.md5.<file>` name the networks that a stage left as dvc.lock and DVC's cache name
+  them: `python -m pipeline.tracking checkout RUN` gets them back.
 - A server that does not answer costs one warning. The journal is complete all the same, and the
   stage's end, the next stage or `sync` fills in what the run lacks.
 """
@@ -28,7 +30,6 @@ import math
 import os
 import shlex
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -41,7 +42,17 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 
 from pipeline.command import guard
-from pipeline.repository import dependencies, git, locked, root, stages
+from pipeline.repository import (
+    Origin,
+    dependencies,
+    file_md5,
+    git,
+    locked,
+    outputs,
+    recorded_outputs,
+    root,
+    stages,
+)
 from ssda.files import write_text
 from ssda.params import Params, load_params, validate
 
@@ -52,6 +63,8 @@ if TYPE_CHECKING:
 PREFIXES = {"convert": "convert/", "pretrain": "pretrain/", "adapt": "adapt/", "evaluate": "eval/"}
 """The stages in their order, with the prefix of their metrics."""
 JOURNALS = Path("metrics/logged")
+NETWORK_TAG = "dvc.md5."
+"""Of a run, followed by a network's path: its MD5, which is its name in dvc.lock and the cache."""
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # MLflow's limits
 RETRY_AFTER = 60.0  # seconds
 
@@ -68,16 +81,20 @@ class Journal:
     artifacts: dict[str, str] = field(default_factory=dict)
 
 
-def read_journal(stage: str, workspace: Path) -> Journal | None:
-    """The journal that a stage left in a workspace; None where there is none."""
-    path = workspace / JOURNALS / f"{stage}.json"
-    return from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+def journal_path(stage: str) -> Path:
+    """Where a stage leaves its journal in a workspace."""
+    return JOURNALS / f"{stage}.json"
+
+
+def read_journal(path: Path) -> Journal:
+    """The journal that a stage left."""
+    return from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
 def write_journal(journal: Journal, workspace: Path) -> None:
     """Write a journal; equal journals are equal files."""
     text = json.dumps(to_json(journal), sort_keys=True) + "\n"
-    write_text(workspace / JOURNALS / f"{journal.stage}.json", text)
+    write_text(workspace / journal_path(journal.stage), text)
 
 
 def to_json(journal: Journal) -> dict[str, Any]:
@@ -164,7 +181,9 @@ class StageRun:
                 _fill_in(client, client.get_run(self.run_id), self.journal, Path())
             else:
                 _send_points(client, self.run_id, self.unsent)
-            client.set_tag(self.run_id, _holds(self.journal.stage), "finished")
+            paths = _networks(self.journal.stage, Path())
+            digests = {path: file_md5(Path(path)) for path in paths if Path(path).exists()}
+            _finish(client, self.run_id, self.journal.stage, digests)
         client.set_terminated(self.run_id, status)
 
     def _attempt(self, work: Callable[[], object]) -> None:
@@ -175,7 +194,7 @@ class StageRun:
             work()
         except Exception as error:
             if not self.failed:
-                print(f"warning: {_unreachable(error)}; the stage goes on", file=sys.stderr)
+                print(f"warning: {unreachable(error)}; the stage goes on", file=sys.stderr)
             self.failed, self.retry_at = True, time.monotonic() + RETRY_AFTER
 
 
@@ -217,27 +236,7 @@ def register_model(params: Params, run: StageRun, path: Path) -> None:
     run.submit(register)
 
 
-def sync(params: Params, workspace: Path) -> list[str]:
-    """Fill in the stages that a reproduced workspace's run lacks; returns their names.
-
-    The workspace is any folder that holds dvc.yaml and the outputs of its stages, such as an
-    experiment that was checked out. Outside an experiment its name is unknown: then the newest run
-    of the workspace's content counts, whatever its name.
-    """
-    client, experiment = _connect(params)
-    key = run_key(params, workspace)
-    run = _newest_run(client, experiment, key + "%")
-    journals = [read_journal(stage, workspace) for stage in PREFIXES]
-    missing = [journal for journal in journals if journal and not _is_in(run, journal.stage)]
-    if missing:
-        run = run or _create_run(client, experiment, params, key)
-        for journal in missing:
-            _reuse(client, run, journal, workspace)
-        client.set_terminated(run.info.run_id)
-    return [journal.stage for journal in missing]
-
-
-def run_key(params: Params, workspace: Path) -> str:
+def run_key(params: Params, workspace: Path, experiment: str) -> str:
     """A hash of params, code and inputs, then one of the experiment's name where it has one."""
     digest = hashlib.sha256(params.model_dump_json(exclude={"runtime"}).encode())
     inventories = sorted((workspace / "data/inventory").glob("*.json"))
@@ -246,8 +245,7 @@ def run_key(params: Params, workspace: Path) -> str:
         if path.is_file():
             digest.update(f"\n{path.relative_to(workspace).as_posix()}\n".encode())
             digest.update(path.read_bytes())
-    name = os.environ.get("DVC_EXP_NAME")
-    ending = "-" + hashlib.sha256(name.encode()).hexdigest()[:8] if name else ""
+    ending = "-" + hashlib.sha256(experiment.encode()).hexdigest()[:8] if experiment else ""
     return digest.hexdigest()[:16] + ending
 
 
@@ -259,12 +257,13 @@ def _code(workspace: Path) -> list[Path]:
 
 def _open(stage_run: StageRun, params: Params) -> None:
     """Find or create the run and fill in the stages before this one."""
-    stage, workspace = stage_run.journal.stage, Path()
-    client, experiment = _connect(params)
-    key = run_key(params, workspace)
-    run = newest = _newest_run(client, experiment, key)
-    if run is None or _is_in(run, stage):
-        run = _create_run(client, experiment, params, key)
+    stage = stage_run.journal.stage
+    client, experiment = connect(params)
+    origin = Origin.of_workspace()
+    key = run_key(params, Path(), origin.experiment)
+    run = newest = newest_run(client, experiment, key)
+    if run is None or is_in(run, stage):
+        run = create_run(client, experiment, params, key, origin)
         if newest:
             client.set_tag(newest.info.run_id, "dvc.superseded", run.info.run_id)
     else:
@@ -274,13 +273,13 @@ def _open(stage_run: StageRun, params: Params) -> None:
     # Only DVC vouches that the journals in the workspace belong to its params and code.
     known = list(PREFIXES) if "DVC_STAGE" in os.environ else [stage]
     for earlier in known[: known.index(stage)]:
-        journal = read_journal(earlier, workspace)
-        if journal and not _is_in(run, earlier):
-            _reuse(client, run, journal, workspace)
+        path = journal_path(earlier)
+        if path.exists() and not is_in(run, earlier):
+            reuse(client, run, read_journal(path), Path())
     stage_run.client, stage_run.run_id = client, run.info.run_id
 
 
-def _connect(params: Params) -> tuple[MlflowClient, str]:
+def connect(params: Params) -> tuple[MlflowClient, str]:
     """A client and the experiment's id; database and experiment are made where they are missing."""
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -304,68 +303,95 @@ def _connect(params: Params) -> tuple[MlflowClient, str]:
         return client, client.create_experiment(name, location)
 
 
-def _newest_run(client: MlflowClient, experiment: str, key: str) -> Run | None:
+def newest_run(client: MlflowClient, experiment: str, key: str) -> Run | None:
+    """The newest run of a key, in which `%` stands for anything."""
     condition = f"tags.`dvc.run_key` LIKE '{key}'"
     runs = client.search_runs([experiment], condition, max_results=1, order_by=["start_time DESC"])
     return runs[0] if runs else None
 
 
-def _create_run(client: MlflowClient, experiment: str, params: Params, key: str) -> Run:
+def create_run(
+    client: MlflowClient, experiment: str, params: Params, key: str, origin: Origin
+) -> Run:
+    """A new run that says where it comes from and has the parameters."""
     from mlflow.entities import Param
 
-    exp_name = os.environ.get("DVC_EXP_NAME", "")
-    commit = os.environ.get("DVC_EXP_BASELINE_REV") or git("rev-parse", "HEAD")
-    tags = {"mlflow.source.git.commit": commit, "dvc.exp_name": exp_name}
+    tags = {"mlflow.source.git.commit": origin.commit, "dvc.exp_name": origin.experiment}
     tags = {name: value for name, value in tags.items() if value}
     tags |= {
-        "mlflow.note.content": _description(params, commit, exp_name),
         "dvc.run_key": key,
         "host": socket.gethostname(),
         "mlflow.user": _user(),
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": "dvc exp run" if exp_name else "dvc repro",
+        "mlflow.source.name": "dvc exp run" if origin.experiment else "dvc repro",
     }
-    name = exp_name or f"repro-{(commit or key)[:7]}"
+    name = origin.experiment or f"repro-{(origin.commit or key)[:7]}"
     run = client.create_run(experiment, tags=tags, run_name=name)
-    for batch in _batches([Param(*pair) for pair in _flat(params).items()], PARAMS_A_BATCH):
-        client.log_batch(run.info.run_id, params=batch)
+    run_id = run.info.run_id
+    for batch in _batches([Param(*pair) for pair in flat(params).items()], PARAMS_A_BATCH):
+        client.log_batch(run_id, params=batch)
+    client.set_tag(run_id, "mlflow.note.content", _description(params, origin, run_id))
     return run
 
 
-def _description(params: Params, commit: str, exp_name: str) -> str:
+def _description(params: Params, origin: Origin, run_id: str) -> str:
     """Markdown: where a run comes from, and the commands that bring its params and outputs back."""
+    commit, experiment = origin.commit, origin.experiment
     changed = _changed_params(params, commit)
     lines = [f"    git checkout {commit}"] if commit else []
     lines.append("    " + " ".join(["dvc exp run" if changed else "dvc repro", *changed]))
     start = f"commit `{commit[:12] or 'none'}`"
-    if exp_name:
-        start, lines = f"DVC experiment `{exp_name}` on {start}", [f"    dvc exp apply {exp_name}"]
-    if git("status", "--porcelain", "--", "*.py"):
+    if experiment:
+        start, lines = (
+            f"DVC experiment `{experiment}` on {start}",
+            [f"    dvc exp apply {experiment}"],
+        )
+    if origin.code_differs():
         start += ", with changes of the code that were not committed"
     differences = ", ".join(f"`{change[3:]}`" for change in changed) or "none"
     commands = "\n".join(lines)
-    return f"From {start}. Parameters changed: {differences}. It comes back by\n\n{commands}\n"
+    return (
+        f"From {start}. Parameters changed: {differences}. It comes back by\n\n{commands}\n\n"
+        "and its networks and parameters alone, into a folder of their own, by\n\n"
+        f"    python -m pipeline.tracking checkout {run_id}\n"
+    )
 
 
 def _changed_params(params: Params, commit: str) -> list[str]:
     """Options of `dvc exp run` for the parameters that differ from those of a commit."""
     text = git("show", f"{commit}:params.yaml")
     try:
-        before = _flat(validate(Params, YAML(typ="safe", pure=True).load(text), "params.yaml"))
+        before = flat(validate(Params, YAML(typ="safe", pure=True).load(text), "params.yaml"))
     except ValueError:  # parameters of other code
         return []
     return [
         f"-S {shlex.quote(f'{name}={value}')}"
-        for name, value in _flat(params).items()
+        for name, value in flat(params).items()
         if before.get(name) != value
     ]
 
 
-def _reuse(client: MlflowClient, run: Run, journal: Journal, workspace: Path) -> None:
+def reuse(client: MlflowClient, run: Run, journal: Journal, workspace: Path) -> None:
     """Fill in a stage that DVC did not run."""
     _fill_in(client, run, journal, workspace)
     client.set_tag(run.info.run_id, f"dvc.reused.{journal.stage}", "true")
-    client.set_tag(run.info.run_id, _holds(journal.stage), "finished")
+    recorded = recorded_outputs(workspace)
+    paths = _networks(journal.stage, workspace)
+    digests = {path: recorded[path] for path in paths if path in recorded}
+    _finish(client, run.info.run_id, journal.stage, digests)
+
+
+def _finish(client: MlflowClient, run_id: str, stage: str, networks: Mapping[str, str]) -> None:
+    """Say that a run holds all of a stage, and which networks, by path and MD5, the stage left."""
+    for path, md5 in networks.items():
+        client.set_tag(run_id, NETWORK_TAG + path, md5)
+    client.set_tag(run_id, _holds(stage), "finished")
+
+
+def _networks(stage: str, workspace: Path) -> list[str]:
+    """Paths of the networks that a stage of dvc.yaml leaves."""
+    paths = outputs(stages(workspace).get(stage, {}))
+    return [path for path in paths if path.endswith(".safetensors")]
 
 
 def _fill_in(client: MlflowClient, run: Run, journal: Journal, workspace: Path) -> None:
@@ -426,21 +452,43 @@ def _holds(stage: str) -> str:
     return f"dvc.stage.{stage}"
 
 
-def _is_in(run: Run | None, stage: str) -> bool:
+def is_in(run: Run | None, stage: str) -> bool:
+    """Whether a run holds all of a stage."""
     return run is not None and _holds(stage) in run.data.tags
 
 
-def _flat(params: Params) -> dict[str, str]:
-    """{"adapt.trucrf.radius": "5", ...}, without `runtime`."""
+def flat(params: Params) -> dict[str, str]:
+    """{"adapt.trucrf.radius": "5", ...}, without `runtime`; `nested` takes it back."""
 
     def flatten(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
         for key, value in section.items():
             if isinstance(value, Mapping):
                 yield from flatten(value, f"{prefix}{key}.")
             else:
-                yield prefix + key, value if isinstance(value, str) else json.dumps(value)
+                plain = isinstance(value, str) and _from_text(value) == value
+                yield prefix + key, value if plain else json.dumps(value)
 
     return dict(flatten(params.model_dump(mode="json", exclude={"runtime"}), ""))
+
+
+def nested(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Sections with values from what `flat` gave."""
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        section = values
+        *path, last = name.split(".")
+        for part in path:
+            section = section.setdefault(part, {})
+        section[last] = _from_text(text)
+    return values
+
+
+def _from_text(text: str) -> Any:
+    """A JSON value; a text that is none stands for itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _tracking_uri() -> str:
@@ -455,33 +503,43 @@ def _user() -> str:
         return ""
 
 
-def _unreachable(error: Exception) -> str:
-    """One line, without the user name and password that an address may hold."""
+def unreachable(error: Exception) -> str:
+    """What went wrong with MLflow, in one line without the user name and password of an address."""
     address = _tracking_uri().rpartition("@")[2]
     reason = (str(error).splitlines() or [""])[0].rpartition("@")[2]
     return f"MLflow ({address}): {type(error).__name__}: {reason[:120]}"
 
 
-def _sync_workspace(params_file: str) -> None:
-    params = load_params(params_file)
-    status = [sys.executable, "-m", "dvc", "status", "--quiet", *PREFIXES]
-    if subprocess.run(status, capture_output=True).returncode != 0:
-        raise ValueError("the workspace is not what its stages left: run `dvc repro` first")
-    try:
-        filled = sync(params, Path())
-    except Exception as error:
-        raise ValueError(_unreachable(error)) from error
-    print(f"filled in: {', '.join(filled)}" if filled else "nothing to fill in")
-
-
 def main() -> None:
-    """The command line: `python -m pipeline.tracking sync`."""
-    parser = argparse.ArgumentParser(description="Complete the MLflow run of the workspace.")
-    parser.add_argument("command", choices=["sync"], help="fill in stages that DVC did not run")
-    parser.add_argument("--params", default="params.yaml", help="parameters (default: params.yaml)")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    """The command line: `python -m pipeline.tracking sync` and `checkout RUN`."""
+    parser = argparse.ArgumentParser(description="MLflow runs and what DVC keeps of them.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    text = "fill in what MLflow lacks of the workspace and of DVC's experiments"
+    syncing = commands.add_parser("sync", help=text, description=text)
+    syncing.add_argument(
+        "-A", "--all-commits", action="store_true", help="not only experiments of this commit"
+    )
+    text = "get the networks and parameters of a run"
+    checking_out = commands.add_parser("checkout", help=text, description=text)
+    checking_out.add_argument("run", help="its name or id")
+    checking_out.add_argument("--out", type=Path, help="folder (default: runs/NAME)")
+    for command in (syncing, checking_out):
+        command.add_argument("--params", default="params.yaml", help="default: params.yaml")
+        command.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parser.parse_args()
-    guard(lambda: _sync_workspace(arguments.params), debug=arguments.debug)
+
+    def work() -> None:
+        from pipeline.sync import checkout, sync
+
+        params = load_params(arguments.params)
+        lines = (
+            sync(params, all_commits=arguments.all_commits)
+            if arguments.command == "sync"
+            else checkout(params, arguments.run, arguments.out)
+        )
+        print("\n".join(lines))
+
+    guard(work, debug=arguments.debug)
 
 
 if __name__ == "__main__":

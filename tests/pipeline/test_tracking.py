@@ -1,6 +1,6 @@
 import getpass
+import hashlib
 import json
-import os
 import socket
 import sqlite3
 import subprocess
@@ -15,12 +15,15 @@ from mlflow.entities import Run
 
 from pipeline.tracking import (
     JOURNALS,
+    Journal,
+    flat,
     from_json,
+    nested,
     register_model,
     run_key,
     stage_run,
-    sync,
     to_json,
+    write_journal,
 )
 from ssda.params import Params, load_params
 
@@ -81,14 +84,6 @@ def work(stage: str, params: Params, steps: int = 3) -> None:
             run.metrics({"loss": step / 2}, step)
 
 
-def state(root: Path, params: Params) -> object:
-    """All that MLflow knows of an experiment."""
-    return [
-        (run.to_dictionary(), [curve(root, run, name) for name in run.data.metrics])
-        for run in runs(root, params)
-    ]
-
-
 def with_radius(params: Params, radius: int) -> Params:
     trucrf = params.adapt.trucrf.model_copy(update={"radius": radius})
     return params.model_copy(update={"adapt": params.adapt.model_copy(update={"trucrf": trucrf})})
@@ -112,7 +107,7 @@ def test_stages_share_one_run(params: Params, root: Path) -> None:
     assert json.loads(run.data.params["images.crop"]) == list(params.images.crop)
     assert not any(name.startswith("runtime") for name in run.data.params)
     expected = {
-        "dvc.run_key": run_key(params, Path()),
+        "dvc.run_key": run_key(params, Path(), ""),
         "dvc.stage.pretrain": "finished",
         "dvc.stage.evaluate": "finished",
         "mlflow.source.git.commit": COMMIT,
@@ -287,57 +282,48 @@ def test_points_that_were_saved_but_not_sent_are_sent_when_the_stage_goes_on(
     assert curve(root, run, "adapt/loss") == [(1, 0.0), (2, 0.5)]
 
 
-def test_sync_twice_changes_nothing(params: Params, root: Path) -> None:
-    work("convert", params)
-    work("pretrain", params)
-    other = with_radius(params, 3)
-    assert sync(other, Path()) == ["convert", "pretrain"]
-    run = runs(root, params)[-1]
-    assert run.info.status == "FINISHED"
-    assert run.data.metrics == {"convert/loss": 1.0, "pretrain/loss": 1.0}
-    before = state(root, params)
-    assert sync(other, Path()) == []
-    assert sync(params, Path()) == []
-    assert state(root, params) == before
-
-
-def test_sync_finds_the_run_of_a_named_experiment(
-    params: Params, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DVC_EXP_NAME", "blue-cat")
-    work("adapt", params)
-    monkeypatch.delenv("DVC_EXP_NAME")
-    assert sync(params, Path()) == []
-    (run,) = runs(root, params)
-    assert (run.info.run_name, run.data.tags["dvc.exp_name"]) == ("blue-cat", "blue-cat")
-
-
-def test_sync_refuses_a_workspace_that_was_not_reproduced(params: Params) -> None:
-    command = [sys.executable, "-m", "pipeline.tracking", "sync"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    Path("params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-
-
-def test_key_follows_all_that_makes_an_experiment(
-    params: Params, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    keys = [run_key(params, Path())]
-    keys.append(run_key(with_radius(params, 3), Path()))
+def test_key_follows_all_that_makes_an_experiment(params: Params) -> None:
+    keys = [run_key(params, Path(), "")]
+    keys.append(run_key(with_radius(params, 3), Path(), ""))
     Path("code.py").write_text("print('two')\n")
-    keys.append(run_key(params, Path()))
+    keys.append(run_key(params, Path(), ""))
     for name in ("demo/params.yaml", "data/inventory/game.json"):
         Path(name).parent.mkdir(parents=True)
         Path(name).write_text("{}")
-        keys.append(run_key(params, Path()))
-    for name in ("blue-cat", "red-dog"):
-        monkeypatch.setenv("DVC_EXP_NAME", name)
-        keys.append(run_key(params, Path()))
+        keys.append(run_key(params, Path(), ""))
+    keys += [run_key(params, Path(), name) for name in ("blue-cat", "red-dog")]
     assert len(set(keys)) == len(keys)
     runtime = params.runtime.model_copy(update={"device": "cuda"})
-    assert run_key(params.model_copy(update={"runtime": runtime}), Path()) == keys[-1]
+    other = params.model_copy(update={"runtime": runtime})
+    assert run_key(other, Path(), "red-dog") == keys[-1]
+
+
+def test_params_come_back_from_their_texts(params: Params) -> None:
+    values = params.model_dump(mode="json", exclude={"runtime"})
+    assert nested(flat(params)) == values
+    for text in ("a b", "5", "null", "true", '"quoted"', "[1", ""):
+        changed = params.model_copy(update={"labels": text})
+        assert nested(flat(changed)) == values | {"labels": text}
+
+
+def test_a_run_names_the_networks_that_its_stages_left(params: Params, root: Path) -> None:
+    """As dvc.lock does: by MD5. Of a reused stage dvc.lock has them."""
+    Path("dvc.yaml").write_text(
+        "stages:\n"
+        "  pretrain: {cmd: none, outs: [first.safetensors, log.txt]}\n"
+        "  adapt: {cmd: none, outs: [second.safetensors]}\n"
+    )
+    Path("dvc.lock").write_text(
+        "stages: {pretrain: {outs: [{path: first.safetensors, md5: abc}, {path: log.txt, md5: d}]}}"
+    )
+    write_journal(Journal("pretrain"), Path())
+    with stage_run("adapt", params):
+        Path("second.safetensors").write_bytes(b"weights")
+    tags = runs(root, params)[0].data.tags
+    assert {name: value for name, value in tags.items() if name.startswith("dvc.md5.")} == {
+        "dvc.md5.first.safetensors": "abc",
+        "dvc.md5.second.safetensors": hashlib.md5(b"weights").hexdigest(),
+    }
 
 
 def test_server_that_is_down_costs_one_line(
@@ -407,12 +393,14 @@ def test_a_run_says_how_it_comes_back(
     repro, changed, experiment = [
         run.data.tags["mlflow.note.content"] for run in runs(root, params)
     ]
-    assert repro.endswith(f"    git checkout {commit}\n    dvc repro\n")
+    assert f"\n\n    git checkout {commit}\n    dvc repro\n\n" in repro
+    run_id = runs(root, params)[0].info.run_id
+    assert repro.endswith(f"    python -m pipeline.tracking checkout {run_id}\n")
     assert "not committed" not in repro
     assert "changes of the code that were not committed" in changed
-    assert changed.endswith("    dvc exp run -S 'target.root=a b' -S adapt.trucrf.radius=3\n")
+    assert "    dvc exp run -S 'target.root=a b' -S adapt.trucrf.radius=3\n\n" in changed
     assert "`blue-cat`" in experiment and "`adapt.trucrf.radius=3`" in experiment
-    assert experiment.endswith("\n    dvc exp apply blue-cat\n")
+    assert "\n\n    dvc exp apply blue-cat\n\n" in experiment
 
 
 def test_register(params: Params, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
