@@ -1,8 +1,8 @@
 """A training stage on several processes: NPROC on this machine, on NNODES machines.
 
 On each machine the same command is started with the same NPROC, NNODES and RENDEZVOUS (host:port of
-one of them). RESTARTS says how often processes are started again after one has died; with gloo (on
-CPUs) the new ones do not always find one another: the sure way is the same command again.
+one of them). RESTARTS says how often the processes are started again, after the last saved step,
+when one has died; by default the same command does it.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ def launch(stage: str, params: Params, alone: Callable[[Params], object]) -> Non
             f"{local * nodes}"
         )
     os.environ.setdefault("LOGLEVEL", "CRITICAL")  # torchrun's; the lines below say it
+    # A store of their own for processes that are started again: in the launcher's they would find
+    # the addresses of the dead ones.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

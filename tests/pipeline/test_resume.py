@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
@@ -252,6 +253,29 @@ def test_a_trainer_whose_parent_was_killed_saves_and_stops(unbroken: dict[str, b
     assert said.startswith(f"stopped, as process {parent.pid}, which started it, is gone after")
     finish(start())
     check_nothing_lost(unbroken)
+
+
+@pytest.mark.soak
+def test_a_process_that_dies_ends_the_others_and_a_restart_goes_on(
+    unbroken: dict[str, bytes],
+) -> None:
+    """Two processes are one but for the order of sums, also when the second one was killed."""
+    environment = os.environ | {"NPROC": "2", "RESTARTS": "1"}
+    command = [sys.executable, "-m", "pipeline.adapt"]
+    with open("output.txt", "w") as output:
+        parent = psutil.Popen(command, env=environment, stdout=output, stderr=output)
+    while parent.poll() is None and not states():
+        time.sleep(0.005)
+    second = [p for p in parent.children() if p.environ().get("RANK") == "1"]
+    second[0].kill()
+    assert parent.wait(100) == 0, Path("output.txt").read_text()
+    assert "going on after step" in Path("output.txt").read_text()
+    logged = json.loads(unbroken["metrics/logged/adapt.json"])["metrics"]
+    (run,) = curves()
+    for name in ("adapt/loss_source", "adapt/loss_mix"):
+        assert [step for step, _ in run[name]] == [step for step, _ in logged[name]]
+        values, expected = ([value for _, value in points] for points in (run[name], logged[name]))
+        assert values == pytest.approx(expected, rel=0.02)
 
 
 def test_a_damaged_state_falls_back_to_the_one_before(unbroken: dict[str, bytes]) -> None:
