@@ -1,6 +1,7 @@
 """Every mechanism of the joint step is alive, and costs nothing when its weight is 0."""
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -398,3 +399,19 @@ def test_a_look_leaves_out_what_is_off(networks: Networks) -> None:
         "pseudo labels (teacher)",
         "prediction (student)",
     ]
+
+
+def test_a_class_that_the_source_never_shows_is_finite_and_may_have_seeds(
+    networks: Networks,
+) -> None:
+    frequencies = torch.linspace(1, 20, CLASSES)
+    frequencies[5] = 0.0
+    source, target = batches()
+    source.labels[source.labels == 5] = IGNORE
+    ratios = keep_ratios(frequencies, beta=0.1)
+    assert ratios[5] == 1.0
+    task = dataclasses.replace(make_task(), ratios=ratios)
+    report = joint_step(networks, source, target, task, 0)
+    scalars = [value for value in report.values() if value.dim() == 0]  # of no pixel: no share
+    assert report["seeds"] > 0 and torch.stack(scalars).isfinite().all()
+    assert gradient(networks.student).isfinite().all()
