@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +25,8 @@ from ssda.processes import part, rank
 from ssda.randomness import generator
 
 Size = tuple[int, int]
+SHARED_MEMORY = Path("/dev/shm")
+"""Where processes that load images put them."""
 BatchType = TypeVar("BatchType")
 
 
@@ -203,10 +208,26 @@ def check_crop(index: Index, size: Size | None, crop: Size) -> None:
             )
 
 
+def check_shared_memory(workers: int, batch_bytes: int) -> None:
+    """ValueError where the batches that workers hold ready, two each, do not fit into /dev/shm."""
+    if workers == 0 or not SHARED_MEMORY.is_dir():
+        return
+    free, needed = shutil.disk_usage(SHARED_MEMORY).free, 2 * workers * batch_bytes
+    if free < needed:
+        raise ValueError(
+            f"runtime.workers = {workers}: needs {needed / 1e6:.2f} MB of {SHARED_MEMORY}, which "
+            f"has {free / 1e6:.2f} MB free; enlarge it (docker run --shm-size), or lower "
+            "runtime.workers: 0 needs none"
+        )
+
+
 def _load(samples: Any, steps: range, batch_size: int, workers: int) -> Iterator[list[Tensor]]:
     count = part(batch_size)
+    check_shared_memory(workers, count * (samples.crop[0] * samples.crop[1]) * 4)
     firsts = (step * batch_size + rank() * count for step in steps)
     numbers = (list(range(first, first + count)) for first in firsts)
+    if workers:
+        Finalize(None, _end_workers, exitpriority=0)
     try:
         yield from DataLoader(
             samples,
@@ -224,6 +245,12 @@ def _ignore_signals(_: int) -> None:
     """Workers go on while training saves; they end with the process that they load for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """At exit: multiprocessing would send those that an error keeps alive a SIGTERM, and wait."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 @lru_cache(maxsize=2)

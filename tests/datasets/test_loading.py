@@ -1,3 +1,5 @@
+import multiprocessing
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,6 +141,33 @@ def test_a_broken_image_is_one_line_also_from_a_worker(tmp_path: Path, workers: 
     with pytest.raises(ValueError, match="not a readable image") as caught:
         list(source_batches(source_samples(index), range(1), 2, workers))
     assert "\n" not in str(caught.value)
+
+
+def test_a_worker_that_an_error_keeps_alive_does_not_keep_its_process(source: Index) -> None:
+    context = multiprocessing.get_context("spawn")
+    child = context.Process(target=end_with_a_worker, args=(source,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    child.kill()
+
+
+def end_with_a_worker(index: Index) -> None:
+    batches = source_batches(source_samples(index), range(9), 2, 1)
+    next(batches)
+    sys.modules["kept"] = batches  # pyright: ignore[reportArgumentType]
+
+
+def test_too_little_shared_memory_is_told_before_training(
+    source: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk stands for /dev/shm: a billion workers would fill it."""
+    params = make_params({"images.crop": [64, 32]})
+    samples = SourceSamples([source], params.images, params.sampling, 0, "test")
+    monkeypatch.setattr("ssda.datasets.loading.SHARED_MEMORY", Path("/"))
+    with pytest.raises(ValueError, match=r"runtime.workers = 1000000000: needs \d+.\d\d MB of /"):
+        next(source_batches(samples, range(1), 1, 10**9))
+    assert next(source_batches(samples, range(1), 1, 0)).images.shape == (1, 3, 32, 64)
 
 
 def test_several_sources_are_pooled_each_at_its_size(tmp_path: Path, source: Index) -> None:
