@@ -156,7 +156,8 @@ class Segmenter(nn.Module):
             images: (N, 3, H, W).
             masks: (K, N, D) for K stochastic passes beside the one without dropout.
         """
-        size = [-(-side // self.stride) for side in images.shape[-2:]]
+        # No -(-a // b): ONNX, to which this is exported, rounds to 0.
+        size = [(side + self.stride - 1) // self.stride for side in images.shape[-2:]]
         images = self.pad(images)
         if self.detail is None:
             logits = self._logits(self.embed(images), masks)
