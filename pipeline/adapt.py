@@ -21,7 +21,7 @@ def adapt(params: Params) -> None:
     Goes on where an earlier start was stopped. Raises ValueError for a user's mistake,
     FloatingPointError where training diverges.
     """
-    from pipeline.report import follow
+    from pipeline.report import describe, follow, told
     from pipeline.resume import kept_state
     from pipeline.tracking import register_model, stage_run
     from ssda.datasets.index import check_raw_files, read_index, read_sources
@@ -63,7 +63,14 @@ def adapt(params: Params) -> None:
         progress = kept.restore(
             {"student": networks.student, "teacher": networks.teacher}, optimiser
         )
-        follow(
+        if rank() == 0:
+            command.say(
+                f"adapt: {settings.iterations} steps of {settings.batch_size} source and "
+                f"{settings.batch_size} target images, out of "
+                f"{sum(len(source.records) for source in sources)} and {len(target.records)}; "
+                f"{describe(networks.student, params)}"
+            )
+        scores = follow(
             adapt_steps(networks, sources, target, params, space, progress),
             settings.iterations,
             params,
@@ -78,9 +85,10 @@ def adapt(params: Params) -> None:
             return
         save_network(STUDENT, networks.student, params.model, space)
         save_network(ADAPTED, networks.teacher, params.model, space)
-        metrics = {name: None if v is None else round(v, 3) for name, v in validate().items()}
-        write_json(METRICS / "adapt.json", {"adapt": metrics})
+        write_json(METRICS / "adapt.json", {"adapt": scores})
         register_model(params, run, ADAPTED)
+    command.say(f"adapt: {told(scores)}; network in {ADAPTED}")
+    command.say_next("python -m pipeline.evaluate")
 
 
 if __name__ == "__main__":

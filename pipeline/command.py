@@ -38,6 +38,17 @@ def run(
     guard(work, debug=arguments.debug)
 
 
+def say(text: str) -> None:
+    """A line about where a stage is, at once also where the output is no terminal."""
+    print(text, flush=True)
+
+
+def say_next(following: str) -> None:
+    """The command that goes on from here, unless DVC does that by itself."""
+    if "DVC_STAGE" not in os.environ:
+        say(f"next: {following}")
+
+
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The options that all stages have: --params and --debug."""
     parser = argparse.ArgumentParser(description=description)

@@ -72,6 +72,9 @@ def main(params: Params) -> None:
     """The stage: convert, and log counts and class shares."""
     from pipeline.tracking import stage_run
 
+    places = [f"{source.root} ({source.layout})" for source in params.sources.values()]
+    target = f"{params.target.root} ({params.target.layout})"
+    command.say(f"convert: labels of {', '.join([*places, target])} to {CONVERTED}")
     with stage_run("convert", params) as run:
         metrics = convert(params)
         for domain in ("sources", "target"):
@@ -80,6 +83,13 @@ def main(params: Params) -> None:
         shares = metrics["class_shares"]
         run.metrics({f"sources.share.{name}": share for name, share in shares.items()})
         run.artifact(METRICS / "convert.json")
+    counts = [
+        f"{name} {facts['images']}"
+        for domain in ("sources", "target")
+        for name, facts in metrics[domain].items()
+    ]
+    command.say(f"convert: {', '.join(counts)} images; class shares in {METRICS / 'convert.json'}")
+    command.say_next("python -m pipeline.pretrain")
 
 
 def run() -> None:

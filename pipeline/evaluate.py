@@ -34,7 +34,7 @@ def evaluate(params: Params) -> None:
     """
     import copy
 
-    from pipeline.report import bars, matrices, save, write_table
+    from pipeline.report import bars, describe, matrices, save, write_table
     from pipeline.resume import remove_old_states
     from pipeline.tracking import stage_run
     from ssda.datasets.index import check_raw_files, read_index
@@ -56,6 +56,10 @@ def evaluate(params: Params) -> None:
         networks["source_only"] = load_network(PRETRAINED)[0]
         networks["reestimated"] = copy.deepcopy(networks["source_only"])
         use_target_statistics(networks["reestimated"].to(device), target, params)
+    command.say(
+        f"evaluate: {len(networks)} networks on {len(report.records)} images; "
+        f"{describe(adapted.to(device), params)}"
+    )
     with stage_run("evaluate", params) as run:
         run.tag("device", device.type)
         samples = EvaluationSamples(report, params.images.target_size)
@@ -91,7 +95,8 @@ def evaluate(params: Params) -> None:
         draw(networks, report, params, space, device)
         for path in (SCORES, CLASSES, BARS, CONFUSION, MATRIX, PICTURE):
             run.artifact(path)
-    print(_line(scores))
+    command.say(_line(scores))
+    command.say("next: make report; or dvc exp show, dvc plots show, mlflow ui (README.md)")
 
 
 def summary(confusion: torch.Tensor, space: LabelSpace, subsets: tuple[str, ...]) -> dict[str, Any]:
@@ -194,7 +199,7 @@ def _line(scores: dict[str, Any]) -> str:
         for name, value in scores.items()
         if value is not None
     ]
-    return f"mIoU in per cent: {', '.join(parts)}; table in {SCORES}, pictures in {PICTURE}"
+    return f"evaluate: mIoU {', '.join(parts)}; table in {SCORES}, pictures in {PICTURE}"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ def pretrain(params: Params) -> None:
     Goes on where an earlier start was stopped. Raises ValueError for a user's mistake,
     FloatingPointError where training diverges.
     """
-    from pipeline.report import follow
+    from pipeline.report import describe, follow, told
     from pipeline.resume import kept_state
     from pipeline.tracking import stage_run
     from ssda.datasets.index import check_raw_files, read_index, read_sources
@@ -46,7 +46,13 @@ def pretrain(params: Params) -> None:
         network = synchronised(imagenet_network(params, space.num_classes).to(device))
         optimiser = create_optimiser(network, settings.optimiser)
         progress = kept.restore({"network": network}, optimiser)
-        follow(
+        if rank() == 0:
+            command.say(
+                f"pretrain: {settings.iterations} steps of {settings.batch_size} source images, "
+                f"out of {sum(len(source.records) for source in sources)}; "
+                f"{describe(network, params)}"
+            )
+        scores = follow(
             pretrain_steps(network, sources, params, progress),
             settings.iterations,
             params,
@@ -60,8 +66,9 @@ def pretrain(params: Params) -> None:
         if rank() > 0:
             return
         save_network(PRETRAINED, network, params.model, space)
-        metrics = {name: None if v is None else round(v, 3) for name, v in validate().items()}
-        write_json(METRICS / "pretrain.json", {"pretrain": metrics})
+        write_json(METRICS / "pretrain.json", {"pretrain": scores})
+    command.say(f"pretrain: {told(scores)}; network in {PRETRAINED}")
+    command.say_next("python -m pipeline.adapt")
 
 
 if __name__ == "__main__":

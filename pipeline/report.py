@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,19 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from tqdm import tqdm
 
+from pipeline import command
 from pipeline.resume import Kept, Stop, stop_requests, warn
 from pipeline.tracking import StageRun, to_json
+from ssda.engine.device import describe as describe_device
 from ssda.engine.training import StepRecord
 from ssda.files import write_atomically, write_text
 from ssda.labels import LabelSpace
+from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
 from ssda.processes import any_of, rank
 
+MEASURED = 10
+"""Steps that the expected time is measured on, after the first."""
 Row = Mapping[str, float | int | str]
 
 
@@ -36,7 +42,7 @@ def follow(
     validate_every: int,
     folder: Path,
     kept: Kept,
-) -> None:
+) -> dict[str, float]:
     """Run a training loop to its end: draw its progress, log and save it, write its curves.
 
     Args:
@@ -50,6 +56,9 @@ def follow(
         folder: gets losses.csv, classes.csv (where a report has vectors), validation.csv and
             pictures/STEP.png (where a report has images).
         kept: where the state is saved; what is logged so far goes with it.
+
+    Returns:
+        The scores at the end, rounded; of several processes only the first has them.
 
     Raises:
         Stop: training was asked to stop, and is saved.
@@ -123,6 +132,16 @@ def follow(
         shutil.copy(picture, folder / "pictures")
         run.artifact(folder / "pictures" / picture.name, f"{folder.name}/pictures")
 
+    def tell_time(step: int) -> None:
+        nonlocal begun
+        if step == kept.first + 1:
+            begun = time.monotonic()
+        elif step == kept.first + 1 + MEASURED and step < iterations:
+            seconds = (time.monotonic() - begun) / MEASURED
+            left = tqdm.format_interval(seconds * (iterations - step))
+            command.say(f"{folder.name}: {seconds:.2g} s a step, about {left} left")
+
+    begun = 0.0
     first = rank() == 0
     if first:
         shutil.rmtree(folder / "pictures", ignore_errors=True)
@@ -133,6 +152,8 @@ def follow(
         for record in bar:
             if first:
                 tell(record)
+                if bar.disable:
+                    tell_time(record.step + 1)
             stop = asked()
             if any_of(stop is not None):
                 if first:
@@ -142,11 +163,31 @@ def follow(
                     sys.exit(1)
                 raise (stop or Stop("stopped", 1)).after(record.step + 1, kept.saved)
     if not first:
-        return
+        return {}
     kept.save(iterations, notes())
     for name, rows in (("losses", losses), ("classes", class_shares), ("validation", validation)):
         if rows:
             write_table(folder / f"{name}.csv", rows)
+    if validation and validation[-1]["step"] == iterations:
+        return {name: float(v) for name, v in validation[-1].items() if name != "step"}
+    return _rounded(validate(), 3)
+
+
+def describe(network: Segmenter, params: Params) -> str:
+    """What runs on what, for a person."""
+    model = params.model
+    size = sum(weights.numel() for weights in network.parameters()) / 1e6
+    views = "" if model.detail is None else ", two resolutions"
+    return (
+        f"{model.encoder} with head {model.head}{views} ({size:.1f} M parameters) on "
+        f"{describe_device(network.device)}"
+    )
+
+
+def told(scores: Mapping[str, float]) -> str:
+    """Scores in a line, such as "validation mIoU 55.1, label free score 1.9"."""
+    names = {name: name.replace("_", " ").replace("miou", "mIoU") for name in scores}
+    return ", ".join(f"{names[name]} {value:.1f}" for name, value in scores.items())
 
 
 def _rounded(values: Mapping[str, float | None], digits: int) -> dict[str, float]:

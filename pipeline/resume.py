@@ -93,6 +93,11 @@ class Kept:
         return self.writer.written
 
     @property
+    def first(self) -> int:
+        """Steps that an earlier start has done."""
+        return self.state.step if self.state else 0
+
+    @property
     def notes(self) -> Any:
         """What was kept beside the tensors; None at the first start."""
         return self.state and self.state.notes

@@ -6,6 +6,8 @@ import os
 
 import torch
 
+from ssda.processes import count
+
 
 def pick_device(name: str) -> torch.device:
     """The device for auto | cuda | cpu, of several processes each has one.
@@ -19,3 +21,13 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cpu")
     number = os.environ.get("LOCAL_RANK")
     return torch.device("cuda" if number is None else f"cuda:{number}")
+
+
+def describe(device: torch.device) -> str:
+    """For a person, such as "NVIDIA H100" or "4 processes, each on 2 threads of the CPU"."""
+    if device.type == "cuda":
+        place = torch.cuda.get_device_name(device)
+    else:
+        threads = torch.get_num_threads()
+        place = f"{threads} thread{'s' if threads > 1 else ''} of the CPU"
+    return place if count() == 1 else f"{count()} processes, each on {place}"

@@ -85,10 +85,16 @@ def start(stage: str = "adapt", disk_seconds: float = 0.0, limit: int | None = N
 
 
 def finish(child: BaseProcess) -> str:
-    """Wait for a child; returns what it said."""
+    """Wait for a child; returns what it said beside where it is."""
     child.join(120)
     assert child.exitcode is not None, "still running"
-    return Path("output.txt").read_text()
+    return beside_where(Path("output.txt").read_text())
+
+
+def beside_where(said: str) -> str:
+    """What a stage said beside the lines that begin with its name."""
+    lines = said.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith(("pretrain: ", "adapt: ")))
 
 
 def states(stage: str = "adapt") -> list[Path]:
@@ -249,7 +255,7 @@ def test_a_trainer_whose_parent_was_killed_saves_and_stops(unbroken: dict[str, b
     parent.kill()
     parent.join()
     trainer.wait(60)
-    said = Path("output.txt").read_text()
+    said = beside_where(Path("output.txt").read_text())
     assert said.startswith(f"stopped, as process {parent.pid}, which started it, is gone after")
     finish(start())
     check_nothing_lost(unbroken)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,48 @@ def test_without_pretraining_there_is_no_source_only_score(workspace: Path) -> N
     scores = json.loads((workspace / "metrics/evaluate.json").read_text())
     assert scores["source_only"] is None and scores["reestimated"] is None
     assert scores["adapted"]["miou"] is not None
+
+
+def test_a_stage_says_what_runs_where_and_what_came_of_it(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = {"adapt.iterations": 13, "adapt.validate_every": 0, "runtime.log_every": 13}
+    params = write_params(workspace, overrides)
+    capsys.readouterr()
+    adapt.adapt(params)
+    start, time_left, end, following = capsys.readouterr().out.splitlines()
+    assert start.startswith(
+        "adapt: 13 steps of 2 source and 2 target images, out of 4 and 4; "
+        "tf_efficientnet_lite0 with head daformer ("
+    )
+    assert start.endswith(" M parameters) on 1 thread of the CPU")
+    assert re.fullmatch(r"adapt: \S+ s a step, about 00:\d\d left", time_left)
+    score = json.loads((workspace / "metrics/adapt.json").read_text())["adapt"]["validation_miou"]
+    assert f"adapt: validation mIoU {score:.1f}," in end and "models/adapted.safetensors" in end
+    assert following == "next: python -m pipeline.evaluate"
+    monkeypatch.setenv("DVC_STAGE", "evaluate")  # DVC goes on by itself
+    convert.main(params)
+    start, end = capsys.readouterr().out.splitlines()
+    assert start == "convert: labels of raw/game (gta), raw/city (cityscapes) to data/converted"
+    assert end.startswith("convert: game 4, train 4, validation 2, report 2 images")
+
+
+def test_the_last_point_of_the_curve_is_the_result(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training stage validates its end once."""
+    from ssda.engine import evaluation
+
+    calls: list[object] = []
+    score = evaluation.score
+
+    def count(*arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(arguments[0])
+        return score(*arguments, **options)
+
+    monkeypatch.setattr(evaluation, "score", count)
+    pretrain.pretrain(write_params(workspace, {}))
+    assert len(calls) == 2  # validate_every: 1, two steps
+    last = (workspace / "metrics/pretrain/validation.csv").read_text().splitlines()[-1]
+    metrics = json.loads((workspace / "metrics/pretrain.json").read_text())
+    assert f"2,{metrics['pretrain']['validation_miou']}" == last
