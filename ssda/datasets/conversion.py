@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ssda.datasets.index import Index, Record, write_index
 from ssda.datasets.layouts import Layout, RawImage, find_images, find_labels
 from ssda.datasets.raw_files import image_facts, raw_table, read_train_ids
-from ssda.files import write_text
+from ssda.files import naming, write_text
 from ssda.labels import LabelSpace
 from ssda.params import Size
 
@@ -219,7 +219,8 @@ def _convert_image(task: _Task, image: RawImage) -> Record | None:
     if task.out is None:
         return replace(record, label=image.label)
     file = image.name + ".png"
-    (task.out / file).write_bytes(cv2.imencode(".png", label, PNG_OPTIONS)[1].tobytes())
+    with naming(task.out / file):
+        (task.out / file).write_bytes(cv2.imencode(".png", label, PNG_OPTIONS)[1].tobytes())
     return replace(record, label=file)
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -109,6 +110,30 @@ def test_a_bad_file_ends_the_command_with_one_error(params: Params) -> None:
     )
     assert not Path("data/converted/sources/game").exists()
     assert not Path("metrics/convert.json").exists()
+
+
+@pytest.mark.parametrize(("limit", "file"), [(64, r"labels/\S+\.png"), (400, r"index\.json")])
+def test_a_full_disk_is_one_line_that_names_the_file(params: Params, limit: int, file: str) -> None:
+    """The limit on the size of a file stands for the disk."""
+    code = (
+        "import resource, signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "from pipeline.convert import convert\n"
+        "from pipeline import command\n"
+        "from ssda.params import load_params\n"
+        "command.guard(lambda: convert(load_params()), debug=False)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(rf"error: \[Errno 27\] File too large: '\S*{file}'\n", done.stderr)
+    assert not list(Path().rglob("*partial*"))
 
 
 def test_inventory_changes_when_and_only_when_raw_data_do(params: Params) -> None:
