@@ -1,8 +1,8 @@
 """A training stage on several processes: NPROC on this machine, on NNODES machines.
 
-On each machine the same command is started with the same NPROC, NNODES and RENDEZVOUS (host:port of
-one of them). RESTARTS says how often the processes are started again, after the last saved step,
-when one has died; by default the same command does it.
+On each machine the stage is started with the same NPROC, NNODES and RENDEZVOUS (host:port of one of
+them); one of them may run DVC (docs/many-gpus.md). RESTARTS says how often the processes are
+started again, after the last saved step, when one has died; by default the same command does it.
 """
 
 from __future__ import annotations

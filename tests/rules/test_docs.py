@@ -173,7 +173,8 @@ def test_commands_parse(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert named and set(named) <= targets, line
         elif words[0].endswith("python") and words[1:2] == ["-m"]:
             if words[2].split(".")[0] in ("pipeline", "benchmarks", "demo"):
-                assert (ROOT / words[2].replace(".", "/")).with_suffix(".py").exists(), line
+                module = ROOT / words[2].replace(".", "/")
+                assert module.with_suffix(".py").exists() or (module / "__main__.py").exists(), line
                 if words[3:]:
                     with monkeypatch.context() as patch:
                         parse_only(patch, words[2], words[3:])
@@ -205,6 +206,32 @@ def test_parameters_that_are_named_exist(path: Path) -> None:
                 assert known_key(key.removesuffix(".*")), key
             elif last and key.startswith("."):
                 assert known_key(f"{last}{key}"), f"{last} {key}"
+
+
+def test_messages_that_are_quoted_are_those_of_the_code() -> None:
+    said = "\n".join(
+        str(node.value)
+        for folder in ("ssda", "pipeline")
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(read(path)))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    quoted = [
+        text
+        for text in re.findall(
+            r"`([a-z][\w', -]* [\w', -]*)`", prose(ROOT / "docs/troubleshooting.md")
+        )
+        if text.split()[0] not in PROGRAMS | {"docker", "git", "pip"}
+    ]
+    assert len(quoted) > 5
+    assert [text for text in quoted if text not in said] == []
+
+
+def test_scripts_for_the_shell_parse() -> None:
+    for path in PAGES:
+        for kind, block in FENCE.findall(read(path)):
+            if kind == "bash":
+                subprocess.run(["bash", "-n"], input=block, text=True, check=True)
 
 
 def test_presets_that_are_named_exist() -> None:
