@@ -22,6 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from tqdm import tqdm
 
 from pipeline.repository import (
     dependencies,
@@ -263,5 +264,5 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 def warn(message: str) -> None:
-    """A line on stderr."""
-    print(f"warning: {message}", file=sys.stderr)
+    """A line on stderr, above a progress bar where there is one."""
+    tqdm.write(f"warning: {message}", file=sys.stderr)

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.command import guard
-from pipeline.predict import predict
+from pipeline.predict import Settings, predict
 from ssda.engine.checkpoints import load_network, save_network
 from ssda.engine.pretraining import imagenet_network
 from ssda.labels import CITYSCAPES
@@ -95,7 +95,7 @@ def pickled(path: Path) -> None:
 
 
 def run_predict() -> None:
-    predict(MODEL, [Path("own")], Path("out"), "cpu")
+    predict(MODEL, [Path("own")], Path("out"), Settings(device="cpu"))
 
 
 ROWS: dict[str, tuple[Callable[[], object], Callable[[], object], str]] = {
