@@ -108,6 +108,17 @@ VARIANTS: dict[str, Variant] = {
     "seed_3": Variant("full, w_seed = 3", {"adapt.losses.seed": 3.0}),
     "trucrf_1": Variant("full, w_crf = 1", {"adapt.trucrf.weight": 1.0}),
     "slower": Variant("full, learning rate 3e-4", {"adapt.optimiser.learning_rate": 3e-4}),
+    "fastest": Variant("full, learning rate 2.4e-3", {"adapt.optimiser.learning_rate": 2.4e-3}),
+    "slower_mixing_pixel": Variant(
+        "class mixing, threshold a pixel, learning rate 3e-4",
+        CLASS_MIXING
+        | {"adapt.uncertainty.weighting": "pixel", "adapt.optimiser.learning_rate": 3e-4},
+    ),
+    "faster_mixing_pixel": Variant(
+        "class mixing, threshold a pixel, learning rate 1.2e-3",
+        CLASS_MIXING
+        | {"adapt.uncertainty.weighting": "pixel", "adapt.optimiser.learning_rate": 1.2e-3},
+    ),
     "faster": Variant("full, learning rate 1.2e-3", {"adapt.optimiser.learning_rate": 1.2e-3}),
     # From the defaults before to those of now.
     "before": Variant("before: learning rate 1.5e-4, w_t = 0.1, w_crf = 1", BEFORE),
