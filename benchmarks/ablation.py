@@ -121,7 +121,10 @@ def main() -> None:
     print(f"{len(jobs) - len(missing)} runs are there, {len(missing)} to do", flush=True)
     threads = arguments.threads or max(1, (os.cpu_count() or 1) // arguments.jobs)
     # Forked: the runs keep this command's name, by which they can be found and paused.
-    with multiprocessing.get_context("fork").Pool(arguments.jobs) as pool:
+    # Of SIGTERM they die: a handler's exit can get lost in them, and the pool would wait for ever.
+    default = (signal.SIGTERM, signal.SIG_DFL)
+    context = multiprocessing.get_context("fork")
+    with context.Pool(arguments.jobs, signal.signal, default) as pool:
         for result in pool.imap_unordered(_run, [(j, data, threads) for j in missing]):
             # Read again: another process may have added runs.
             write_results(arguments.out, [*read_results(arguments.out), result])
