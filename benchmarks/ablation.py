@@ -150,8 +150,10 @@ def job(setting: str, difficulty: float, name: str, random_state: int, digest: s
 def run_key(variant: Variant, pretraining: Params, params: Params, digest: str) -> str:
     """Hash of all that a run depends on but the code."""
     facts = [variant.training, digest, _facts(pretraining, PRETRAINING)]
-    if variant.training not in ("none", "statistics"):
+    if variant.training == "adapt":
         facts.append(_facts(params, (*PRETRAINING, "adapt")))
+    elif variant.training in ("source", "labelled"):
+        facts += [_facts(params, PRETRAINING), params.adapt.iterations]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
