@@ -140,6 +140,8 @@ def extract(revision: str, paths: Iterable[str], folder: Path) -> None:
 
     Raises ValueError where neither DVC's cache nor its remote has what they hold.
     """
+    from dvc_data.index import DataIndexDirError
+
     with _dvc() as repo, repo.switch(revision):
         files = repo.dvcfs
         for path in paths:
@@ -148,8 +150,10 @@ def extract(revision: str, paths: Iterable[str], folder: Path) -> None:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             try:
                 files.get(path, str(folder / path), recursive=True)
-            except FileNotFoundError as error:
-                raise ValueError(f"{path} is not in DVC's cache: `dvc fetch` first") from error
+            except (FileNotFoundError, DataIndexDirError) as error:
+                raise ValueError(
+                    f"DVC has not all of {path}: `dvc exp pull` or `dvc pull` first"
+                ) from error
 
 
 def cached(files: Mapping[str, str]) -> dict[str, Path]:
@@ -165,13 +169,15 @@ def cached(files: Mapping[str, str]) -> dict[str, Path]:
         from dvc.config import NoRemoteError
         from dvc_data.hashfile.hash_info import HashInfo
 
-        cache = repo.cache.local
-        if lacking := {name: md5 for name, md5 in files.items() if not cache.exists(md5)}:
-            with suppress(NoRemoteError):
-                repo.cloud.pull([HashInfo("md5", md5) for md5 in lacking.values()])
+        cache, remote = repo.cache.local, None
+        with suppress(NoRemoteError):
+            remote = repo.cloud.get_remote_odb()
+        lacking = {name: md5 for name, md5 in files.items() if not cache.exists(md5)}
         for name, md5 in lacking.items():
-            if not cache.exists(md5):
+            if remote is None or not remote.exists(md5):
                 raise ValueError(f"{name} (MD5 {md5}) is neither in DVC's cache nor in its remote")
+        if lacking:
+            repo.cloud.pull([HashInfo("md5", md5) for md5 in lacking.values()])
         return {name: Path(cache.oid_to_path(md5)) for name, md5 in files.items()}
 
 

@@ -24,10 +24,11 @@ from pipeline.tracking import Journal, write_journal
 from ssda.params import load_params
 
 stage, radius = sys.argv[1], load_params("params.yaml").adapt.trucrf.radius
-Path(f"metrics/{stage}.csv").write_text(f"{radius}\\n")
+Path(f"metrics/{stage}").mkdir()
+Path(f"metrics/{stage}/{stage}.csv").write_text(f"{radius}\\n")
 Path(f"{stage}.safetensors").write_bytes(f"{stage} {radius}".encode())
 points = {f"{stage}/loss": {1: 0.5, 2: float(radius)}}
-write_journal(Journal(stage, points, {f"metrics/{stage}.csv": ""}), Path())
+write_journal(Journal(stage, points, {f"metrics/{stage}/{stage}.csv": ""}), Path())
 """
 PIPELINE = f"""
 stages:
@@ -35,12 +36,12 @@ stages:
     cmd: {sys.executable} stage.py pretrain
     deps: [stage.py]
     params: [pretrain]
-    outs: [pretrain.safetensors, metrics/pretrain.csv, metrics/logged/pretrain.json]
+    outs: [pretrain.safetensors, metrics/pretrain, metrics/logged/pretrain.json]
   adapt:
     cmd: {sys.executable} stage.py adapt
     deps: [stage.py, pretrain.safetensors]
     params: [adapt]
-    outs: [adapt.safetensors, metrics/adapt.csv, metrics/logged/adapt.json]
+    outs: [adapt.safetensors, metrics/adapt, metrics/logged/adapt.json]
 """
 STAGES = "pretrain, adapt"
 
@@ -186,7 +187,7 @@ def test_what_the_cache_has_lost_costs_a_line(params: Params) -> None:
     client().delete_run(runs()["blue-cat"].info.run_id)
     shutil.rmtree(".dvc/cache")
     line = sync(params)[0]
-    assert line.startswith("blue-cat: left out, metrics")
+    assert line.startswith("blue-cat: left out, DVC has not all of metrics")
     with pytest.raises(ValueError, match=r"neither in DVC's cache nor in its remote") as caught:
         checkout(params, next(iter(runs())), None)
     assert "\n" not in str(caught.value) and not Path("runs").exists()
@@ -202,11 +203,13 @@ def test_a_server_that_is_down_is_one_line(params: Params, monkeypatch: pytest.M
 
 def test_checkout_gets_params_and_networks_from_anywhere(params: Params, tmp_path: Path) -> None:
     """From DVC's remote when the cache lacks them, and without DVC's experiment."""
-    dvc("remote", "add", "-q", "--local", "-d", "store", str(tmp_path / "store"))
-    dvc("exp", "apply", "-q", "blue-cat")
-    dvc("push")
-    dvc("exp", "remove", "-q", "blue-cat")
-    shutil.rmtree(".dvc/cache")
+    store = tmp_path / "store"
+    shutil.move(".dvc/cache", store)
+    Path(".dvc/config.local").write_text(
+        f"[core]\n    remote = store\n['remote \"store\"']\n    url = {store}\n"
+    )
+    (reference,) = command("git", "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
+    command("git", "update-ref", "-d", reference)
     run_id = runs()["blue-cat"].info.run_id
     for name, out, folder in (("blue-cat", None, "runs/blue-cat"), (run_id, Path("a b"), "a b")):
         files = [
@@ -215,7 +218,9 @@ def test_checkout_gets_params_and_networks_from_anywhere(params: Params, tmp_pat
         ]
         assert sorted(checkout(params, name, out)) == sorted(files)
         assert Path(folder, "adapt.safetensors").read_text() == "adapt 3"
-        assert load_params(f"{folder}/params.yaml") == load_params("params.yaml")
+        found = load_params(f"{folder}/params.yaml")
+        assert found.adapt.trucrf.radius == 3 and found.pretrain == params.pretrain
+        assert found.runtime == params.runtime
         Path(folder, "adapt.safetensors").write_text("one may write here")
 
 
