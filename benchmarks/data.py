@@ -27,7 +27,8 @@ from ssda.datasets.index import Index
 from ssda.datasets.loading import SourceSamples, TargetSamples, source_batches, target_batches
 from ssda.engine.training import create_optimiser
 from ssda.labels import CITYSCAPES
-from ssda.method.adaptation import Task, joint_step
+from ssda.method.adaptation import joint_step
+from ssda.method.guidance import Task
 from ssda.method.subdomains import keep_ratios
 from ssda.params import Params, load_params
 

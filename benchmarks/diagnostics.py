@@ -28,14 +28,8 @@ from ssda.engine.checkpoints import load_network
 from ssda.engine.evaluation import batches
 from ssda.files import write_json
 from ssda.labels import CITYSCAPES, IGNORE
-from ssda.method.adaptation import (
-    Networks,
-    Task,
-    guide,
-    mixed_gradients,
-    shrink_mask,
-    target_gradients,
-)
+from ssda.method.adaptation import Networks, mixed_gradients, target_gradients
+from ssda.method.guidance import Task, guide, shrink_mask
 from ssda.method.losses import source_loss
 from ssda.method.source import ImageNetPull, frozen_encoder, source_gradients
 from ssda.method.subdomains import keep_ratios, select_seeds

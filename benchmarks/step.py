@@ -26,7 +26,8 @@ from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.engine.device import pick_device
 from ssda.engine.training import create_optimiser
 from ssda.labels import CITYSCAPES
-from ssda.method.adaptation import Networks, Task, joint_step
+from ssda.method.adaptation import Networks, joint_step
+from ssda.method.guidance import Task
 from ssda.method.source import frozen_encoder, mixed_precision, stochastic_pass
 from ssda.method.subdomains import keep_ratios, select_seeds
 from ssda.method.teacher import create_teacher, update_teacher

@@ -21,7 +21,8 @@ from ssda.datasets.loading import (
 from ssda.engine.evaluation import image_batches
 from ssda.engine.training import Progress, StepRecord, create_optimiser, train
 from ssda.labels import LabelSpace
-from ssda.method.adaptation import Networks, Task, joint_step, look
+from ssda.method.adaptation import Networks, joint_step, look
+from ssda.method.guidance import Task
 from ssda.method.source import frozen_encoder
 from ssda.method.subdomains import keep_ratios
 from ssda.method.teacher import create_teacher, update_teacher

@@ -11,7 +11,9 @@ import torch
 from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.labels import CITYSCAPES, IGNORE
 from ssda.method import adaptation
-from ssda.method.adaptation import Networks, Task, guide, joint_step, look
+from ssda.method import guidance as guidance_module
+from ssda.method.adaptation import Networks, joint_step, look
+from ssda.method.guidance import Task, guide
 from ssda.method.source import frozen_encoder, stochastic_pass
 from ssda.method.subdomains import keep_ratios
 from ssda.method.teacher import create_teacher, update_teacher
@@ -277,7 +279,8 @@ def test_a_mechanism_without_weight_is_not_computed(
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError(f"{unused} was called")
 
-    monkeypatch.setattr(adaptation, unused, fail)
+    caller = guidance_module if unused == "select_seeds" else adaptation
+    monkeypatch.setattr(caller, unused, fail)
     with pytest.raises(AssertionError, match=unused):
         step_gradient(networks, {})
     step_gradient(networks, overrides)
@@ -302,7 +305,7 @@ def test_mixed_images_may_weigh_seeds_alone_with_the_same_mean(networks: Network
         networks.teacher, target, make_task({"adapt.uncertainty.weighting": "seeds"}), 0
     )
     assert guidance.seeds is not None
-    seeds = adaptation.enlarge_mask(guidance.seeds, target.counted.shape[-2:])
+    seeds = guidance_module.enlarge_mask(guidance.seeds, target.counted.shape[-2:])
     weights = guidance.mix_weights
     assert (weights[~seeds] == 0).all() and (weights[seeds & target.counted] > 0).all()
     share = guidance.pseudo.certain_share
@@ -316,11 +319,11 @@ def test_the_ensemble_may_be_the_resolutions(networks: Networks) -> None:
     masks = networks.teacher.draw_masks(3, draws)
     with torch.no_grad():
         prediction = networks.teacher.predict(target.images, masks)
-    assert adaptation.ensemble(prediction, "dropout").shape[0] == 3
+    assert guidance_module.ensemble(prediction, "dropout").shape[0] == 3
     if networks.teacher.detail is None:
         return
-    assert adaptation.ensemble(prediction, "both").shape[0] == 6
-    members = adaptation.ensemble(prediction, "resolutions")
+    assert guidance_module.ensemble(prediction, "both").shape[0] == 6
+    members = guidance_module.ensemble(prediction, "resolutions")
     assert members.shape == (3, *prediction.logits.shape)
     overrides = {
         "adapt.uncertainty.members": "resolutions",

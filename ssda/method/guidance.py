@@ -1,0 +1,159 @@
+"""What the teacher gives to the student in a step: pseudo labels, uncertainty, dynamic seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ssda.datasets.batches import TargetBatch
+from ssda.labels import IGNORE
+from ssda.method.source import mixed_precision
+from ssda.method.subdomains import select_seeds
+from ssda.method.teacher import PseudoLabels, pseudo_labels
+from ssda.method.uncertainty import STATISTICS, entropy
+from ssda.networks.heads import enlarge
+from ssda.networks.segmenter import Prediction, Segmenter
+from ssda.params import Adapt
+from ssda.processes import averaged, gathered, own, summed
+from ssda.randomness import generators
+
+
+@dataclass(frozen=True)
+class Task:
+    """What stays the same over all steps.
+
+    Attributes:
+        settings: the parameters of adaptation.
+        ratios: (C,) keep ratios of the classes.
+        things: train ids of the countable classes.
+        random_state: seeds every draw.
+    """
+
+    settings: Adapt
+    ratios: Tensor
+    things: tuple[int, ...]
+    random_state: int
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What the teacher gives to the student.
+
+    Attributes:
+        pseudo: labels, weights and q at the size of the image.
+        mix_weights: (N, H, W), how much a target pixel counts in mixed images.
+        uncertainty: (N, h, w) on the logits' grid; None where no loss needs seeds.
+        seeds: (N, h, w) bool, m; None likewise.
+        grid_labels: (N, h, w) int64, the pseudo labels that seeds were drawn from.
+        entropy: scalar, mean entropy of the teacher in bits.
+    """
+
+    pseudo: PseudoLabels
+    mix_weights: Tensor
+    uncertainty: Tensor | None
+    seeds: Tensor | None
+    grid_labels: Tensor
+    entropy: Tensor
+
+
+@torch.no_grad()
+def guide(teacher: Segmenter, target: TargetBatch, task: Task, step: int) -> Guidance:
+    """Pseudo labels, and by K stochastic head passes on one trunk, uncertainty and seeds."""
+    settings = task.settings.uncertainty
+    masks = None
+    if needs_seeds(task) and settings.members != "resolutions":
+        draws = step_draws(task, "teacher", step, len(target.images))
+        masks = teacher.draw_masks(settings.passes, draws)
+    with mixed_precision(target.images):
+        prediction = teacher.predict(target.images, masks)
+    logits = prediction.logits
+    pseudo = pseudo_labels(
+        enlarge(logits, target.counted.shape[-2:]).softmax(dim=1),
+        target.counted,
+        threshold=settings.confidence_threshold,
+        weighting=settings.weighting,
+    )
+    probabilities = logits.softmax(dim=1)
+    confidence, labels = probabilities.max(dim=1)
+    labels = labels.masked_fill(~shrink_mask(target.counted, logits.shape[-2:]), IGNORE)
+    uncertainty = seeds = None
+    if needs_seeds(task):
+        members = ensemble(prediction, settings.members).softmax(dim=2)
+        uncertainty = STATISTICS[settings.statistic](members)
+        everywhere = select_seeds(
+            gathered(labels),
+            gathered(uncertainty),
+            gathered(confidence),
+            task.ratios,
+            min_pixels=settings.min_pixels,
+        )
+        seeds = own(everywhere)
+        if settings.max_uncertainty is not None:
+            seeds &= uncertainty <= settings.max_uncertainty
+    mix_weights = pseudo.weights
+    if settings.weighting == "seeds" and seeds is not None:
+        mix_weights = seed_weights(pseudo, enlarge_mask(seeds, target.counted.shape[-2:]))
+    return Guidance(
+        pseudo, mix_weights, uncertainty, seeds, labels, entropy(probabilities, 1).mean()
+    )
+
+
+def ensemble(prediction: Prediction, members: str) -> Tensor:
+    """Logits (K, N, C, h, w) of the dropout passes, of the resolutions, or of both."""
+    if members == "dropout":
+        return prediction.members
+    assert prediction.context is not None and prediction.detail is not None
+    size = prediction.logits.shape[-2:]
+    context = enlarge(prediction.context, size)
+    resolutions = torch.stack([prediction.logits, context, prediction.detail])
+    return torch.cat([prediction.members, resolutions]) if members == "both" else resolutions
+
+
+def seed_weights(pseudo: PseudoLabels, seeds: Tensor) -> Tensor:
+    """The weights (N, H, W) on seeds alone, so much larger that their sum stays."""
+    kept = pseudo.weights * seeds
+    total = summed(kept.sum()).clamp_min(torch.finfo(kept.dtype).tiny)
+    return kept * (summed(pseudo.weights.sum()) / total)
+
+
+@torch.no_grad()
+def indicators(guidance: Guidance, num_classes: int) -> dict[str, Tensor]:
+    """Label-free indicators of how adaptation goes."""
+    report = {"certain_share": guidance.pseudo.certain_share, "entropy": averaged(guidance.entropy)}
+    if guidance.uncertainty is not None and guidance.seeds is not None:
+        flat = guidance.grid_labels.flatten()
+        counts = guidance.entropy.new_zeros(2, IGNORE + 1)
+        counts[0].index_add_(0, flat, torch.ones_like(flat, dtype=counts.dtype))
+        counts[1].index_add_(0, flat, guidance.seeds.flatten().to(counts.dtype))
+        counts = summed(counts)
+        report["uncertainty"] = averaged(guidance.uncertainty.mean())
+        report["seeds"] = averaged(guidance.seeds.float().mean())
+        report["seed_share"] = (counts[1] / counts[0])[:num_classes]
+    return report
+
+
+def needs_seeds(task: Task) -> bool:
+    """Whether any loss of positive weight looks at seeds."""
+    settings, weights = task.settings, task.settings.losses
+    in_mix = weights.mix > 0 and settings.uncertainty.weighting == "seeds"
+    return in_mix or (weights.target > 0 and (weights.seed > 0 or settings.trucrf.weight > 0))
+
+
+def shrink_mask(mask: Tensor, size: torch.Size) -> Tensor:
+    """Mask (N, H, W) on a coarser grid: only cells that are wholly True stay True."""
+    share = functional.adaptive_avg_pool2d(mask.float().unsqueeze(1), (size[0], size[1]))
+    return share.squeeze(1) >= 1.0 - 1e-6
+
+
+def enlarge_mask(mask: Tensor, size: torch.Size) -> Tensor:
+    """Mask (N, h, w) on a finer grid, by nearest neighbour."""
+    return functional.interpolate(mask.float().unsqueeze(1), list(size)).squeeze(1) > 0.5
+
+
+def step_draws(task: Task, purpose: str, step: int, count: int) -> list[np.random.Generator]:
+    """A source of random numbers for each of `count` images of the step."""
+    return generators(task.random_state, purpose, step, count)
