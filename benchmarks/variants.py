@@ -50,7 +50,7 @@ MIXING_PIXEL: Changes = CLASS_MIXING | {"adapt.uncertainty.weighting": "pixel"}
 RATES = {"3": 3e-4, "6": 6e-4, "12": 1.2e-3, "24": 2.4e-3}
 SEEDS_ALONE: Changes = {"adapt.losses.uncertainty": 0.0, "adapt.trucrf.weight": 0.0}
 
-# The defaults that the first sitting started from.
+# The defaults that the first runs started from.
 BEFORE: Changes = {
     "adapt.optimiser.learning_rate": 1.5e-4,
     "adapt.losses.target": 0.1,
