@@ -21,7 +21,7 @@ MARKER = "<!-- ssda metrics -->"
 SCORES = "metrics/evaluate.json"
 ALLOWED_FALL = 2.0
 """Points of mIoU. Over random states the default's standard deviation is 1.0, and that of the
-difference to another variant in the same state 0.1 to 1.5: a fall by more than 2 is hardly chance."""
+difference to another variant in the same state 0.1 to 1.5: a larger fall is hardly chance."""
 SINGLE_CLASSES = (".iou.", "class_shares.")
 
 
