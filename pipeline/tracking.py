@@ -262,7 +262,8 @@ def _open(stage_run: StageRun, params: Params) -> None:
     origin = Origin.of_workspace()
     key = run_key(params, Path(), origin.experiment)
     run = newest = newest_run(client, experiment, key)
-    if run is None or is_in(run, stage):
+    goes_on = bool(stage_run.journal.points)  # if only to be killed before DVC had the result
+    if run is None or (is_in(run, stage) and not goes_on):
         run = create_run(client, experiment, params, key, origin)
         if newest:
             client.set_tag(newest.info.run_id, "dvc.superseded", run.info.run_id)
