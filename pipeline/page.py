@@ -22,6 +22,7 @@ from ruamel.yaml import YAML
 
 from pipeline import command
 from pipeline.repository import git
+from pipeline.tracking import dotted
 from ssda.files import write_text
 
 if TYPE_CHECKING:
@@ -110,7 +111,11 @@ class Experiment:
     def params(self, path: str = "params.yaml") -> dict[str, str]:
         """{"adapt.trucrf.radius": "5", ...}, without `runtime`, which changes no result."""
         values = YAML(typ="safe", pure=True).load(self.read(path) or b"{}")
-        return {k: v for k, v in _flat(values, "") if not k.startswith("runtime.")}
+        return {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in dotted(values)
+            if not key.startswith("runtime.")
+        }
 
 
 def find_experiment(name: str) -> Experiment:
@@ -336,14 +341,6 @@ def _lines(title: str, unit: str, lines: Mapping[str, list[tuple[int, float]]]) 
     if len(lines) > 1:
         axis.legend(fontsize=8)
     return figure
-
-
-def _flat(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value if isinstance(value, str) else json.dumps(value)
 
 
 def _number(value: float | None) -> str:

@@ -19,9 +19,6 @@ from ssda.sections import read_yaml
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
-if TYPE_CHECKING:
-    from dvc.repo import Repo
-
 
 @dataclass(frozen=True)
 class Origin:

@@ -461,15 +461,21 @@ def is_in(run: Run | None, stage: str) -> bool:
 def flat(params: Params) -> dict[str, str]:
     """{"adapt.trucrf.radius": "5", ...}, without `runtime`; `nested` takes it back."""
 
-    def flatten(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-        for key, value in section.items():
-            if isinstance(value, Mapping):
-                yield from flatten(value, f"{prefix}{key}.")
-            else:
-                plain = isinstance(value, str) and _from_text(value) == value
-                yield prefix + key, value if plain else json.dumps(value)
+    def text(value: Any) -> str:
+        plain = isinstance(value, str) and _from_text(value) == value
+        return value if plain else json.dumps(value)
 
-    return dict(flatten(params.model_dump(mode="json", exclude={"runtime"}), ""))
+    values = dotted(params.model_dump(mode="json", exclude={"runtime"}))
+    return {name: text(value) for name, value in values}
+
+
+def dotted(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("adapt.trucrf.radius", 5), ...: the values in a section and in those below it."""
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def nested(texts: Mapping[str, str]) -> dict[str, Any]:

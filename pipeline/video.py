@@ -25,7 +25,7 @@ def count_frames(path: Path) -> int:
 
     Raises ValueError naming the file where it is no readable video.
     """
-    return max(0, int(_open(path).get(cv2.CAP_PROP_FRAME_COUNT)))
+    return _length(_open(path))
 
 
 def read_frames(path: Path) -> Iterator[np.ndarray]:
@@ -42,8 +42,8 @@ def read_frames(path: Path) -> Iterator[np.ndarray]:
         yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
     if count == 0:
         raise ValueError(f"{path}: not a readable video")
-    if count < count_frames(path):
-        warn(f"{path}: ends after {count} of {count_frames(path)} frames")
+    if count < _length(video):
+        warn(f"{path}: ends after {count} of {_length(video)} frames")
 
 
 def write_frames(path: Path, frames: Iterable[np.ndarray], *, like: Path) -> None:
@@ -68,6 +68,10 @@ def write_frames(path: Path, frames: Iterable[np.ndarray], *, like: Path) -> Non
             writer.release()
 
     write_atomically(path, write)
+
+
+def _length(video: cv2.VideoCapture) -> int:
+    return max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
 
 
 def _open(path: Path) -> cv2.VideoCapture:

@@ -45,9 +45,9 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     return defaults
 
 
-def run_stage(*command: str) -> subprocess.CompletedProcess[str]:
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", f"pipeline.{command[0]}", *command[1:]],
+        [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
@@ -102,7 +102,7 @@ def test_several_sources_are_pooled_and_old_ones_go(params: Params) -> None:
 
 def test_a_bad_file_ends_the_command_with_one_error(params: Params) -> None:
     (Path(params.sources["game"].root) / "labels/00001.png").write_bytes(b"garbage")
-    done = run_stage("convert")
+    done = run_python("-m", "pipeline.convert")
     assert done.returncode == 1
     assert done.stdout.startswith("convert: ") and done.stdout.count("\n") == 1
     assert done.stderr == (
@@ -124,13 +124,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(params: Params, limit: int,
         "from ssda.params import load_params\n"
         "command.guard(lambda: convert(load_params()), debug=False)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python("-c", code)
     assert done.returncode == 1
     assert re.fullmatch(rf"error: \[Errno 27\] File too large: '\S*{file}'\n", done.stderr)
     assert not list(Path().rglob("*partial*"))
@@ -195,17 +189,12 @@ def test_inventory_changes_with_layout_and_classes(params: Params) -> None:
 
 def test_inventory_says_what_is_missing_and_loads_nothing_heavy(params: Params) -> None:
     heavy = "import sys, pipeline.inventory; print({'torch', 'cv2', 'PIL'} & {*sys.modules})"
-    done = subprocess.run(
-        [sys.executable, "-c", heavy],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_python("-c", heavy)
+    assert done.returncode == 0
     assert done.stdout == "set()\n"
     for path in (Path(params.sources["game"].root) / "images").iterdir():
         path.unlink()
-    done = run_stage("inventory", "game")
+    done = run_python("-m", "pipeline.inventory", "game")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: demo/raw/game: no image matches images/*.png of layout gta\n"
     assert not (INVENTORY / "game.json").exists()
