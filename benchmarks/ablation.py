@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.controls import balanced
 from benchmarks.label_free import label_free_indicators
 from benchmarks.streets import FOLDER, Streets, parameters, streets
 from benchmarks.variants import SETTINGS, VARIANTS, Variant
@@ -152,6 +153,8 @@ def run_key(variant: Variant, pretraining: Params, params: Params, digest: str) 
     facts = [variant.training, digest, _facts(pretraining, PRETRAINING)]
     if variant.training == "adapt":
         facts.append(_facts(params, (*PRETRAINING, "adapt")))
+        if variant.balance != "method":
+            facts.append(variant.balance)
     elif variant.training in ("source", "labelled"):
         facts += [_facts(params, PRETRAINING), params.adapt.iterations]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -224,8 +227,9 @@ def _run(task: tuple[Job, Streets, int]) -> Result:
             use_target_statistics(network, data.target, params)
         elif training == "adapt":
             networks = start_networks(network, data.target, params)
-            for _ in adapt_steps(networks, [data.source], data.target, params, CITYSCAPES):
-                pass
+            with balanced(VARIANTS[job.variant].balance):
+                for _ in adapt_steps(networks, [data.source], data.target, params, CITYSCAPES):
+                    pass
             network = networks.teacher
     network.eval()
     path = network_path(job.setting, job.difficulty, job.variant, job.random_state)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from benchmarks.controls import Balance
+
 Changes = Mapping[str, Any]
 """Dotted keys of params.yaml and their values."""
 EVERY_PIXEL = 1e9
@@ -23,11 +25,13 @@ class Variant:
         training: after pretraining: nothing; new statistics of batch normalisation ("AdaBN");
             adaptation. Or, instead of both, from the ImageNet encoder for as many steps as both
             have: on the source, or on *labelled* target images (the oracle).
+        balance: how seeds are chosen among the classes.
     """
 
     says: str
     changes: Changes = field(default_factory=dict[str, Any])
     training: Literal["none", "statistics", "adapt", "source", "labelled"] = "adapt"
+    balance: Balance = "method"
 
 
 SETTINGS: dict[str, Changes] = {
@@ -77,6 +81,8 @@ VARIANTS: dict[str, Variant] = {
     "without_balance": Variant(
         "full, every pixel a seed (so TruCRF rests)", {"adapt.uncertainty.beta": EVERY_PIXEL}
     ),
+    "same_share": Variant("full, as many seeds, the same share of each class", balance="same"),
+    "most_certain": Variant("full, as many seeds, the most certain of any class", balance="none"),
     # How seeds are ranked, how much the target losses weigh, how pseudo labels count.
     "mutual_information": Variant(
         "full, ranked by mutual information", {"adapt.uncertainty.statistic": "mutual_information"}

@@ -80,6 +80,9 @@ def adapt_steps(
 ) -> Iterator[StepRecord]:
     """Adapt; yields a record a step. The teacher is the result.
 
+    The last step ends with new statistics of batch normalisation, of plain target images: those
+    that gathered on the way lag behind the weights and are of jittered images.
+
     The report of the first step and of every runtime.picture_every-th also has what `look` shows.
 
     Args:
@@ -121,7 +124,7 @@ def adapt_steps(
             for path in batch_files(samples, step, settings.batch_size)
         ]
 
-    yield from train(
+    for record in train(
         networks.student,
         settings.optimiser,
         settings.iterations,
@@ -130,4 +133,8 @@ def adapt_steps(
         after_update,
         progress=progress,
         files=files,
-    )
+    ):
+        if record.step == settings.iterations - 1:
+            for network in (networks.student, networks.teacher):
+                use_target_statistics(network, target, params)
+        yield record

@@ -2,10 +2,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.ablation import Result, Score, job, read_results, write_results
+from benchmarks.controls import balanced, most_certain, same_share
 from benchmarks.summary import correlations, estimate, gap_closure, rows
 from benchmarks.variants import VARIANTS
+from ssda.engine import adapting
+from ssda.method import guidance
+from ssda.method.subdomains import keep_ratios, select_seeds
 
 FIFTY = Score(50.0, (50.0, None))
 RUN = Result("default", 1.0, "full", 0, "k", "c", 1.0, FIFTY, Score(40.0, (40.0,)), {})
@@ -78,3 +83,28 @@ def test_an_indicator_that_ranks_as_the_score_does_comes_first() -> None:
     table = {row.indicator: row for row in correlations(results)}
     assert table["good"].within_states == pytest.approx(1.0)
     assert abs(table["bad"].within_states) < 1.0
+
+
+def test_controls_choose_as_many_seeds_in_another_way() -> None:
+    generator = torch.Generator().manual_seed(0)
+    # The class is the frequent one where the network is sure.
+    uncertainty = torch.rand(2, 40, 50, generator=generator)
+    labels = (uncertainty > 0.7).long()
+    labels[:, :2] = 255
+    frequencies = torch.tensor([0.7, 0.3])
+    ratios = keep_ratios(frequencies, beta=0.2)
+    seeds = select_seeds(labels, uncertainty, 1 - uncertainty, ratios)
+    control = most_certain(labels, uncertainty, 1 - uncertainty, ratios, min_pixels=10)
+    assert abs(int(control.sum()) - int(seeds.sum())) <= 1
+    assert (seeds & (labels == 1)).any() and not (control & (labels != 0)).any()
+    same = same_share(frequencies, beta=0.2)
+    assert same[0] == same[1] == pytest.approx(float(0.7 * ratios[0] + 0.3 * ratios[1]))
+    assert ratios[0] < same[0] < ratios[1]
+
+
+def test_controls_reach_adaptation_and_leave_it_as_it_was() -> None:
+    with balanced("same"):
+        assert adapting.keep_ratios is same_share
+    with balanced("none"):
+        assert guidance.select_seeds is most_certain
+    assert (adapting.keep_ratios, guidance.select_seeds) == (keep_ratios, select_seeds)

@@ -9,13 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from demo.scenes import write_cityscapes, write_gta
 from pipeline.command import guard
 from pipeline.launch import launch
 from ssda import processes
-from ssda.datasets.conversion import convert_split
 from ssda.datasets.index import read_index
-from ssda.datasets.layouts import load_layout
 from ssda.engine.adapting import adapt_steps, start_networks
 from ssda.engine.pretraining import imagenet_network
 from ssda.labels import CITYSCAPES
@@ -92,23 +89,6 @@ def one_of_two(folder: Path, rank: int, port: int) -> None:
         "MASTER_PORT": str(port),
     }
     one_step(folder)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sets")
-    write_gta(folder / "game", 4, size=(36, 68), processes=1)
-    write_cityscapes(folder / "city", {"train": 4}, size=(32, 64), processes=1)
-    for name, layout, raw in (("source", "gta", "game"), ("target", "cityscapes", "city")):
-        convert_split(
-            load_layout(layout),
-            folder / raw,
-            "train",
-            folder / name,
-            space=CITYSCAPES,
-            with_labels=name == "source",
-        )
-    return folder
 
 
 def test_two_processes_equal_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

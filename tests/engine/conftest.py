@@ -1,0 +1,26 @@
+from pathlib import Path
+
+import pytest
+
+from demo.scenes import write_cityscapes, write_gta
+from ssda.datasets.conversion import convert_split
+from ssda.datasets.layouts import load_layout
+from ssda.labels import CITYSCAPES
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four converted scenes of 64 x 32 px: source with labels, target without."""
+    folder = tmp_path_factory.mktemp("sets")
+    write_gta(folder / "game", 4, size=(36, 68), processes=1)
+    write_cityscapes(folder / "city", {"train": 4}, size=(32, 64), processes=1)
+    for name, layout, raw in (("source", "gta", "game"), ("target", "cityscapes", "city")):
+        convert_split(
+            load_layout(layout),
+            folder / raw,
+            "train",
+            folder / name,
+            space=CITYSCAPES,
+            with_labels=name == "source",
+        )
+    return folder

@@ -1,0 +1,39 @@
+import copy
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ssda.datasets.index import read_index
+from ssda.engine.adapting import adapt_steps, start_networks, use_target_statistics
+from ssda.engine.pretraining import imagenet_network
+from ssda.labels import CITYSCAPES
+from tests.conftest import make_params
+
+
+def running_means(network: nn.Module) -> list[torch.Tensor]:
+    buffers = network.named_buffers()
+    return [values.clone() for name, values in buffers if name.endswith("running_mean")]
+
+
+def test_adaptation_ends_with_statistics_of_plain_target_images(folder: Path) -> None:
+    params = make_params(
+        {
+            "images.crop": [64, 32],
+            "sampling.min_pixels": 10,
+            "model.channels": 8,
+            "adapt.iterations": 2,
+            "runtime.workers": 0,
+        }
+    )
+    source, target = read_index(folder / "source"), read_index(folder / "target")
+    networks = start_networks(imagenet_network(params, 19), target, params)
+    plain: list[bool] = []
+    for _ in adapt_steps(networks, [source], target, params, CITYSCAPES):
+        for network in (networks.student, networks.teacher):
+            expected = copy.deepcopy(network)
+            use_target_statistics(expected, target, params)
+            pairs = zip(running_means(network), running_means(expected), strict=True)
+            plain.append(all(torch.equal(*pair) for pair in pairs))
+    assert plain == [False, False, True, True]
+    assert networks.student.training and not networks.teacher.training
