@@ -52,6 +52,11 @@ CLASS_MIXING: Changes = NO_TARGET_LOSS | {
 }
 MIXING_PIXEL: Changes = CLASS_MIXING | {"adapt.uncertainty.weighting": "pixel"}
 RATES = {"3": 3e-4, "6": 6e-4, "12": 1.2e-3, "24": 2.4e-3}
+STATISTICS = {
+    "": "confidence",
+    "_predictive_entropy": "predictive_entropy",
+    "_mutual_information": "mutual_information",
+}
 SEEDS_ALONE: Changes = {"adapt.losses.uncertainty": 0.0, "adapt.trucrf.weight": 0.0}
 
 # The defaults that the first runs started from.
@@ -70,6 +75,10 @@ VARIANTS: dict[str, Variant] = {
     "mixing_pixel": Variant(
         "class mixing, threshold a pixel",
         MIXING_PIXEL,
+    ),
+    "mixing_rare": Variant(
+        "class mixing, weight q, rare class sampling",
+        NO_TARGET_LOSS | {"adapt.losses.feature_distance": 0.0},
     ),
     "without_target": Variant("full without the target losses (w_t = 0)", NO_TARGET_LOSS),
     # Full without one of its parts.
@@ -110,14 +119,21 @@ VARIANTS: dict[str, Variant] = {
     "without_distance": Variant(
         "full without feature distance", {"adapt.losses.feature_distance": 0.0}
     ),
-    "seeds": Variant("full without uncertainty loss, TruCRF", SEEDS_ALONE),
-    "seeds_unbalanced": Variant(
-        "the same, every pixel a seed", SEEDS_ALONE | {"adapt.uncertainty.beta": EVERY_PIXEL}
-    ),
-    "seeds_mutual_information": Variant(
-        "the same, ranked by mutual information",
-        SEEDS_ALONE | {"adapt.uncertainty.statistic": "mutual_information"},
-    ),
+    **{
+        f"seeds{suffix}": Variant(
+            f"mixing and seeds alone, by {statistic.replace('_', ' ')}",
+            SEEDS_ALONE | {"adapt.uncertainty.statistic": statistic},
+        )
+        for suffix, statistic in STATISTICS.items()
+    },
+    **{
+        f"seeds_most_certain{suffix}": Variant(
+            f"the same without balance, by {statistic.replace('_', ' ')}",
+            SEEDS_ALONE | {"adapt.uncertainty.statistic": statistic},
+            balance="none",
+        )
+        for suffix, statistic in STATISTICS.items()
+    },
     "seed_3": Variant("full, w_seed = 3", {"adapt.losses.seed": 3.0}),
     "trucrf_1": Variant("full, w_crf = 1", {"adapt.trucrf.weight": 1.0}),
     **{
