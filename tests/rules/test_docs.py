@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from pipeline.parameters import ANY, parameters
+from ssda.sections import read_yaml
 from tests.conftest import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")])
@@ -253,3 +254,16 @@ def test_the_file_tree_of_the_readme_is_the_repository() -> None:
     ours = [name for name in tracked if not name.startswith(("ssda/engine/", "demo/"))]
     modules = {Path(name).name for name in ours if name.endswith(".py")}
     assert {name for name in modules if not name.startswith("__")} <= named
+
+
+def test_defaults_beside_the_paper_are_those_of_the_files() -> None:
+    table = read(ROOT / "docs/method.md").partition("## Defaults and the paper")[2]
+    rows = re.findall(r"^\| `(adapt[\w.]+)`[^|]*\| ([^|]+) \| ([^|]+) \|", table, re.M)
+    assert len(rows) == 5
+    files = [read_yaml(ROOT / name) for name in ("params.yaml", "presets/gta_resnet101.yaml")]
+    for key, *cells in rows:
+        for cell, values in zip(cells, files, strict=True):
+            for name in key.split("."):
+                values = values[name]
+            said = {"on": "True", "off": "False"}.get(cell) or cell.strip("`")
+            assert said == str(values) or float(said) == values, key
