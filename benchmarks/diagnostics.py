@@ -195,7 +195,7 @@ def main() -> None:
         "random_state": arguments.state,
         "images": arguments.batches * params.adapt.batch_size,
     }
-    write_json(arguments.out, head | {"networks": _rounded(content)})
+    write_json(arguments.out, head | {"networks": rounded(content)})
     for name, values in content.items():
         print(f"\n## {name}")
         for part, rows in values.items():
@@ -525,11 +525,12 @@ def _by_class(right: Tensor, labels: Tensor, where: Tensor) -> float:
     return sum(shares) / len(shares)
 
 
-def _rounded(value: object) -> object:
+def rounded(value: object) -> object:
+    """The same dicts and lists, fractions to four digits."""
     if isinstance(value, dict):
-        return {name: _rounded(inner) for name, inner in value.items()}
+        return {name: rounded(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_rounded(inner) for inner in value]
+        return [rounded(inner) for inner in value]
     return round(value, 4) if isinstance(value, float) else value
 
 

@@ -324,7 +324,8 @@ def main() -> None:
             },
         }
         described = [run for run in runs if run.indicators]
-        if len(described) >= 3:
+        adapted = [r.random_state for r in described if VARIANTS[r.variant].training == "adapt"]
+        if adapted and max(adapted.count(state) for state in adapted) >= 3:
             texts.append(correlation_table(described))
             draw_differences(PLOTS / f"{setting}-{difficulty:g}.png", title, runs, "full")
             best = next(c.indicator for c in correlations(described) if "labels" not in c.indicator)

@@ -1,0 +1,186 @@
+"""What the pseudo labels are worth in the course of adaptation, measured with the target's labels.
+
+Labels are read here to understand, never to train or to choose. Adapts anew, and every few steps
+looks at a copy of the teacher: are the seeds that the method would choose right more often than
+other pixels, class by class, and which classes does adaptation win or lose?
+
+    python -m benchmarks.course full without_trucrf most_certain mixing_pixel --state 1
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import torch
+
+from benchmarks.ablation import job, pretrained
+from benchmarks.controls import balanced
+from benchmarks.diagnostics import ClassOfSeeds, Ranking, classes, look, ranking, rounded
+from benchmarks.streets import Streets, streets
+from benchmarks.variants import SETTINGS, VARIANTS
+from ssda.datasets.index import class_frequencies
+from ssda.engine.adapting import adapt_steps, start_networks, use_target_statistics
+from ssda.engine.metrics import confusion_matrix, intersection_over_union
+from ssda.files import write_atomically, write_json
+from ssda.labels import CITYSCAPES, IGNORE
+from ssda.method.subdomains import keep_ratios
+from ssda.method.teacher import create_teacher
+from ssda.networks.segmenter import Segmenter
+from ssda.params import Params
+
+RESULT = Path("benchmarks/results/course.json")
+PLOT = Path("docs/ablation/course.png")
+SHOWN = ("road", "sidewalk")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The teacher after so many steps, on labelled training streets of the city.
+
+    Attributes:
+        step: steps of adaptation done.
+        seeds: how right seeds and other pixels are, by the statistic of the parameters.
+        classes: the same class by class.
+        iou: of each class, in per cent, on the logits' grid.
+    """
+
+    step: int
+    seeds: Ranking
+    classes: list[ClassOfSeeds]
+    iou: dict[str, float]
+
+
+def main() -> None:
+    """Adapt, measure, write and draw."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    adapted = [name for name, variant in VARIANTS.items() if variant.training == "adapt"]
+    parser.add_argument("variants", nargs="+", choices=adapted)
+    parser.add_argument("--setting", choices=SETTINGS, default="default")
+    parser.add_argument("--difficulty", type=float, default=1.0)
+    parser.add_argument("--state", type=int, default=0)
+    parser.add_argument("--every", type=int, default=50, help="steps between two looks")
+    parser.add_argument("--batches", type=int, default=12, help="of target images, a look")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--plot", type=Path, default=PLOT)
+    arguments = parser.parse_args()
+    mpl.use("agg")
+    data = streets(arguments.difficulty)
+    courses: dict[str, list[Moment]] = {}
+    for name in arguments.variants:
+        todo = job(arguments.setting, arguments.difficulty, name, arguments.state, data.digest)
+        student = pretrained(todo.pretraining, data)
+        courses[name] = course(
+            student, name, data, todo.params, every=arguments.every, batches=arguments.batches
+        )
+        content = {
+            "setting": arguments.setting,
+            "difficulty": arguments.difficulty,
+            "random_state": arguments.state,
+            "images": arguments.batches * todo.params.adapt.batch_size,
+            "courses": {n: [asdict(m) for m in moments] for n, moments in courses.items()},
+        }
+        write_json(arguments.out, rounded(content))
+        draw(arguments.plot, courses)
+
+
+def course(
+    student: Segmenter, variant: str, data: Streets, params: Params, *, every: int, batches: int
+) -> list[Moment]:
+    """Adapt a pretrained network as a variant does; look before the first step and every few."""
+    networks = start_networks(student, data.target, params)
+    moments = [moment(networks.teacher, 0, data, params, batches)]
+    with balanced(VARIANTS[variant].balance):
+        for record in adapt_steps(networks, [data.source], data.target, params, CITYSCAPES):
+            if (record.step + 1) % every == 0:
+                moments.append(moment(networks.teacher, record.step + 1, data, params, batches))
+                last = moments[-1]
+                print(
+                    f"{variant}, step {last.step}: right {last.seeds.seeds:.1f} % of the seeds, "
+                    f"{last.seeds.others:.1f} % of other pixels; IoU "
+                    + ", ".join(f"{name} {last.iou[name]:.0f}" for name in SHOWN),
+                    flush=True,
+                )
+    return moments
+
+
+def moment(teacher: Segmenter, step: int, data: Streets, params: Params, batches: int) -> Moment:
+    """Measure a copy of the teacher with new statistics, as adaptation ends with."""
+    network = create_teacher(teacher)
+    use_target_statistics(network, data.target, params)
+    network.eval()
+    views = look(network, data.labelled, params, batches)
+    frequencies = torch.from_numpy(class_frequencies([data.source]))
+    settings = params.adapt.uncertainty
+    ratios = keep_ratios(frequencies, beta=settings.beta)
+    truth = torch.cat([view.truth for view in views])
+    labels = torch.cat([view.labels for view in views])
+    judged = truth != IGNORE
+    confusion = confusion_matrix(
+        labels[judged], truth[judged], num_classes=CITYSCAPES.num_classes, ignore_index=IGNORE
+    )
+    iou = intersection_over_union(confusion).tolist()
+    return Moment(
+        step,
+        ranking(network, views, ratios, params, settings.statistic, settings.passes),
+        classes(network, views, ratios, params),
+        dict(zip(CITYSCAPES.names, iou, strict=True)),
+    )
+
+
+def draw(path: Path, courses: dict[str, list[Moment]]) -> None:
+    """Seeds against other pixels over time and by class, for the first variant; classes' IoU."""
+    from matplotlib import pyplot
+
+    first, moments = next(iter(courses.items()))
+    figure, (over_time, by_class, iou) = pyplot.subplots(
+        1, 3, figsize=(13, 4.2), width_ratios=(3, 5, 4), layout="constrained"
+    )
+    steps = [moment.step for moment in moments]
+    for values, label, style in (
+        ([m.seeds.seeds for m in moments], "seeds", "o-"),
+        ([m.seeds.others for m in moments], "other pixels", "s-"),
+        ([m.seeds.seeds_by_class for m in moments], "seeds, mean over classes", "o:"),
+        ([m.seeds.others_by_class for m in moments], "others, mean over classes", "s:"),
+    ):
+        colour = "tab:blue" if label.startswith("seeds") else "tab:orange"
+        over_time.plot(steps, values, style, color=colour, label=label, markersize=4)
+    over_time.set_title(f"Right pseudo labels (%): {VARIANTS[first].says}", fontsize=9)
+    over_time.set_xlabel("step of adaptation", fontsize=8)
+    over_time.legend(fontsize=7)
+
+    last = [row for row in moments[-1].classes if row.seeds_right is not None]
+    for shift, colour, label in ((-0.2, "tab:blue", "seeds"), (0.2, "tab:orange", "other pixels")):
+        by_class.barh(
+            [number + shift for number in range(len(last))],
+            [(row.seeds_right if shift < 0 else row.others_right) or 0 for row in last],
+            height=0.4,
+            color=colour,
+            label=label,
+        )
+    by_class.set_yticks(range(len(last)), [row.name for row in last], fontsize=7)
+    by_class.invert_yaxis()
+    by_class.set_title(f"Right by predicted class (%), step {steps[-1]}", fontsize=9)
+    by_class.legend(fontsize=7)
+
+    for number, (name, course_of) in enumerate(courses.items()):
+        for style, shown in zip(("o-", "s:"), SHOWN, strict=True):
+            iou.plot(
+                [moment.step for moment in course_of],
+                [moment.iou[shown] for moment in course_of],
+                style,
+                color=f"C{number}",
+                label=f"{shown}: {VARIANTS[name].says}",
+                markersize=4,
+            )
+    iou.set_title("IoU (%) of " + " and ".join(SHOWN), fontsize=9)
+    iou.set_xlabel("step of adaptation", fontsize=8)
+    iou.legend(fontsize=6)
+    write_atomically(path, lambda partial: figure.savefig(partial, dpi=90))
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
