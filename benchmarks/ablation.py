@@ -215,6 +215,7 @@ def _run(task: tuple[Job, Streets, int]) -> Result:
     params = job.params
     training = VARIANTS[job.variant].training
     started = time.monotonic()
+    frequencies = torch.from_numpy(class_frequencies([data.source])).float()
     steps = params.pretrain.iterations + params.adapt.iterations
     if training == "source":
         network = trained(params, data.source, steps)
@@ -227,14 +228,13 @@ def _run(task: tuple[Job, Streets, int]) -> Result:
             use_target_statistics(network, data.target, params)
         elif training == "adapt":
             networks = start_networks(network, data.target, params)
-            with balanced(VARIANTS[job.variant].balance):
+            with balanced(VARIANTS[job.variant].balance, frequencies):
                 for _ in adapt_steps(networks, [data.source], data.target, params, CITYSCAPES):
                     pass
             network = networks.teacher
     network.eval()
     path = network_path(job.setting, job.difficulty, job.variant, job.random_state)
     save_network(path, network, params.model, CITYSCAPES)
-    frequencies = torch.from_numpy(class_frequencies([data.source])).float()
     indicators = label_free_indicators(network, data.target, frequencies, params)
     validation = scored(network, data.validation, params)
     test = scored(network, data.report, params)

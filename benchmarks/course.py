@@ -91,8 +91,9 @@ def course(
 ) -> list[Moment]:
     """Adapt a pretrained network as a variant does; look before the first step and every few."""
     networks = start_networks(student, data.target, params)
+    frequencies = torch.from_numpy(class_frequencies([data.source]))
     moments = [moment(networks.teacher, 0, data, params, batches)]
-    with balanced(VARIANTS[variant].balance):
+    with balanced(VARIANTS[variant].balance, frequencies):
         for record in adapt_steps(networks, [data.source], data.target, params, CITYSCAPES):
             if (record.step + 1) % every == 0:
                 moments.append(moment(networks.teacher, record.step + 1, data, params, batches))

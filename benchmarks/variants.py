@@ -84,6 +84,10 @@ VARIANTS: dict[str, Variant] = {
         "full, every pixel a seed (so TruCRF rests)", {"adapt.uncertainty.beta": EVERY_PIXEL}
     ),
     "same_share": Variant("full, as many seeds, the same share of each class", balance="same"),
+    "source_share": Variant(
+        "full, r_c corrected by the class's share in the source over that predicted",
+        balance="source",
+    ),
     "most_certain": Variant("full, as many seeds, the most certain of any class", balance="none"),
     # How seeds are ranked, how much the target losses weigh, how pseudo labels count.
     "mutual_information": Variant(
