@@ -4,7 +4,7 @@ Labels are read here to understand, never to train or to choose. Adapts anew, an
 looks at a copy of the teacher: are the seeds that the method would choose right more often than
 other pixels, class by class, and which classes does adaptation win or lose?
 
-    python -m benchmarks.course full without_trucrf most_certain mixing_pixel --state 1
+    python -m benchmarks.course full most_certain source_share --state 1
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def draw(path: Path, courses: dict[str, list[Moment]]) -> None:
 
     first, moments = next(iter(courses.items()))
     figure, (over_time, by_class, iou) = pyplot.subplots(
-        1, 3, figsize=(13, 4.2), width_ratios=(3, 5, 4), layout="constrained"
+        1, 3, figsize=(13, 5), width_ratios=(3, 5, 4), layout="constrained"
     )
     steps = [moment.step for moment in moments]
     for values, label, style in (
@@ -150,7 +150,6 @@ def draw(path: Path, courses: dict[str, list[Moment]]) -> None:
         over_time.plot(steps, values, style, color=colour, label=label, markersize=4)
     over_time.set_title(f"Right pseudo labels (%): {VARIANTS[first].says}", fontsize=9)
     over_time.set_xlabel("step of adaptation", fontsize=8)
-    over_time.legend(fontsize=7)
 
     last = [row for row in moments[-1].classes if row.seeds_right is not None]
     for shift, colour, label in ((-0.2, "tab:blue", "seeds"), (0.2, "tab:orange", "other pixels")):
@@ -164,7 +163,6 @@ def draw(path: Path, courses: dict[str, list[Moment]]) -> None:
     by_class.set_yticks(range(len(last)), [row.name for row in last], fontsize=7)
     by_class.invert_yaxis()
     by_class.set_title(f"Right by predicted class (%), step {steps[-1]}", fontsize=9)
-    by_class.legend(fontsize=7)
 
     for number, (name, course_of) in enumerate(courses.items()):
         for style, shown in zip(("o-", "s:"), SHOWN, strict=True):
@@ -178,7 +176,14 @@ def draw(path: Path, courses: dict[str, list[Moment]]) -> None:
             )
     iou.set_title("IoU (%) of " + " and ".join(SHOWN), fontsize=9)
     iou.set_xlabel("step of adaptation", fontsize=8)
-    iou.legend(fontsize=6)
+    for axes, columns in ((over_time, 2), (by_class, 2), (iou, 1)):
+        axes.legend(
+            fontsize=7,
+            ncols=columns,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.12),
+            frameon=False,
+        )
     write_atomically(path, lambda partial: figure.savefig(partial, dpi=90))
     pyplot.close(figure)
 

@@ -23,6 +23,8 @@ from ssda.files import write_atomically, write_json, write_text
 SUMMARY = Path("benchmarks/results/ablation.json")
 TABLES = Path("benchmarks/results/ablation.md")
 PLOTS = Path("docs/ablation")
+COMPARED = 5
+"""Adapted runs of one random state from which on plots and correlations tell something."""
 # 97.5 % quantile of Student's t by degrees of freedom, from 1.
 T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14)
 
@@ -325,7 +327,7 @@ def main() -> None:
         }
         described = [run for run in runs if run.indicators]
         adapted = [r.random_state for r in described if VARIANTS[r.variant].training == "adapt"]
-        if adapted and max(adapted.count(state) for state in adapted) >= 3:
+        if adapted and max(adapted.count(state) for state in adapted) >= COMPARED:
             texts.append(correlation_table(described))
             draw_differences(PLOTS / f"{setting}-{difficulty:g}.png", title, runs, "full")
             best = next(c.indicator for c in correlations(described) if "labels" not in c.indicator)
