@@ -21,13 +21,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.controls import balanced
 from benchmarks.label_free import label_free_indicators
@@ -41,8 +42,10 @@ from ssda.engine.device import pick_device
 from ssda.engine.evaluation import score
 from ssda.engine.metrics import intersection_over_union, mean_iou
 from ssda.engine.pretraining import imagenet_network, pretrain_steps
+from ssda.engine.training import StepRecord
 from ssda.files import write_text
 from ssda.labels import CITYSCAPES
+from ssda.method.adaptation import Networks
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
 
@@ -228,9 +231,8 @@ def _run(task: tuple[Job, Streets, int]) -> Result:
             use_target_statistics(network, data.target, params)
         elif training == "adapt":
             networks = start_networks(network, data.target, params)
-            with balanced(VARIANTS[job.variant].balance, frequencies):
-                for _ in adapt_steps(networks, [data.source], data.target, params, CITYSCAPES):
-                    pass
+            for _ in variant_steps(VARIANTS[job.variant], networks, data, frequencies, params):
+                pass
             network = networks.teacher
     network.eval()
     path = network_path(job.setting, job.difficulty, job.variant, job.random_state)
@@ -250,6 +252,14 @@ def _run(task: tuple[Job, Streets, int]) -> Result:
         test,
         {name: round(value, 5) for name, value in indicators.items()},
     )
+
+
+def variant_steps(
+    variant: Variant, networks: Networks, data: Streets, frequencies: Tensor, params: Params
+) -> Iterator[StepRecord]:
+    """`adapt_steps`, seeds chosen as the variant does; frequencies (C,) are the source's."""
+    with balanced(variant.balance, frequencies):
+        yield from adapt_steps(networks, [data.source], data.target, params, CITYSCAPES)
 
 
 def trained(params: Params, index: Index, steps: int) -> Segmenter:

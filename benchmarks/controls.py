@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 from unittest import mock
 
@@ -23,16 +23,12 @@ MOMENTUM = 0.95
 @contextmanager
 def balanced(balance: Balance, class_frequencies: Tensor) -> Generator[None]:
     """Adaptation inside chooses its seeds in another way; the library has no parameter for it."""
-    if balance == "source":
-        with mock.patch("ssda.method.guidance.select_seeds", as_the_source(class_frequencies)):
-            yield
-    elif balance == "same":
-        with mock.patch("ssda.engine.adapting.keep_ratios", same_share):
-            yield
-    elif balance == "none":
-        with mock.patch("ssda.method.guidance.select_seeds", most_certain):
-            yield
-    else:
+    controls = {
+        "same": ("ssda.engine.adapting.keep_ratios", same_share),
+        "none": ("ssda.method.guidance.select_seeds", most_certain),
+        "source": ("ssda.method.guidance.select_seeds", as_the_source(class_frequencies)),
+    }
+    with mock.patch(*controls[balance]) if balance in controls else nullcontext():
         yield
 
 

@@ -15,17 +15,17 @@ from pathlib import Path
 
 import matplotlib as mpl
 import torch
+from torch import Tensor
 
-from benchmarks.ablation import job, pretrained
-from benchmarks.controls import balanced
+from benchmarks.ablation import job, pretrained, variant_steps
 from benchmarks.diagnostics import ClassOfSeeds, Ranking, classes, look, ranking, rounded
 from benchmarks.streets import Streets, streets
 from benchmarks.variants import SETTINGS, VARIANTS
 from ssda.datasets.index import class_frequencies
-from ssda.engine.adapting import adapt_steps, start_networks, use_target_statistics
+from ssda.engine.adapting import start_networks, use_target_statistics
 from ssda.engine.metrics import confusion_matrix, intersection_over_union
 from ssda.files import write_atomically, write_json
-from ssda.labels import CITYSCAPES, IGNORE
+from ssda.labels import CITYSCAPES
 from ssda.method.subdomains import keep_ratios
 from ssda.method.teacher import create_teacher
 from ssda.networks.segmenter import Segmenter
@@ -92,36 +92,34 @@ def course(
     """Adapt a pretrained network as a variant does; look before the first step and every few."""
     networks = start_networks(student, data.target, params)
     frequencies = torch.from_numpy(class_frequencies([data.source]))
-    moments = [moment(networks.teacher, 0, data, params, batches)]
-    with balanced(VARIANTS[variant].balance, frequencies):
-        for record in adapt_steps(networks, [data.source], data.target, params, CITYSCAPES):
-            if (record.step + 1) % every == 0:
-                moments.append(moment(networks.teacher, record.step + 1, data, params, batches))
-                last = moments[-1]
-                print(
-                    f"{variant}, step {last.step}: right {last.seeds.seeds:.1f} % of the seeds, "
-                    f"{last.seeds.others:.1f} % of other pixels; IoU "
-                    + ", ".join(f"{name} {last.iou[name]:.0f}" for name in SHOWN),
-                    flush=True,
-                )
+    ratios = keep_ratios(frequencies, beta=params.adapt.uncertainty.beta)
+    moments = [moment(networks.teacher, 0, data, ratios, params, batches)]
+    for record in variant_steps(VARIANTS[variant], networks, data, frequencies, params):
+        step = record.step + 1
+        if step % every:
+            continue
+        last = moment(networks.teacher, step, data, ratios, params, batches)
+        moments.append(last)
+        print(
+            f"{variant}, step {step}: right {last.seeds.seeds:.1f} % of the seeds, "
+            f"{last.seeds.others:.1f} % of other pixels; IoU "
+            + ", ".join(f"{name} {last.iou[name]:.0f}" for name in SHOWN),
+            flush=True,
+        )
     return moments
 
 
-def moment(teacher: Segmenter, step: int, data: Streets, params: Params, batches: int) -> Moment:
+def moment(
+    teacher: Segmenter, step: int, data: Streets, ratios: Tensor, params: Params, batches: int
+) -> Moment:
     """Measure a copy of the teacher with new statistics, as adaptation ends with."""
     network = create_teacher(teacher)
     use_target_statistics(network, data.target, params)
-    network.eval()
     views = look(network, data.labelled, params, batches)
-    frequencies = torch.from_numpy(class_frequencies([data.source]))
     settings = params.adapt.uncertainty
-    ratios = keep_ratios(frequencies, beta=settings.beta)
     truth = torch.cat([view.truth for view in views])
     labels = torch.cat([view.labels for view in views])
-    judged = truth != IGNORE
-    confusion = confusion_matrix(
-        labels[judged], truth[judged], num_classes=CITYSCAPES.num_classes, ignore_index=IGNORE
-    )
+    confusion = confusion_matrix(labels, truth, num_classes=CITYSCAPES.num_classes)
     iou = intersection_over_union(confusion).tolist()
     return Moment(
         step,
@@ -140,22 +138,29 @@ def draw(path: Path, courses: dict[str, list[Moment]]) -> None:
         1, 3, figsize=(13, 5), width_ratios=(3, 5, 4), layout="constrained"
     )
     steps = [moment.step for moment in moments]
-    for values, label, style in (
-        ([m.seeds.seeds for m in moments], "seeds", "o-"),
-        ([m.seeds.others for m in moments], "other pixels", "s-"),
-        ([m.seeds.seeds_by_class for m in moments], "seeds, mean over classes", "o:"),
-        ([m.seeds.others_by_class for m in moments], "others, mean over classes", "s:"),
+    for values, label, style, colour in (
+        ([m.seeds.seeds for m in moments], "seeds", "o-", "tab:blue"),
+        ([m.seeds.others for m in moments], "other pixels", "s-", "tab:orange"),
+        ([m.seeds.seeds_by_class for m in moments], "seeds, mean over classes", "o:", "tab:blue"),
+        (
+            [m.seeds.others_by_class for m in moments],
+            "others, mean over classes",
+            "s:",
+            "tab:orange",
+        ),
     ):
-        colour = "tab:blue" if label.startswith("seeds") else "tab:orange"
         over_time.plot(steps, values, style, color=colour, label=label, markersize=4)
     over_time.set_title(f"Right pseudo labels (%): {VARIANTS[first].says}", fontsize=9)
     over_time.set_xlabel("step of adaptation", fontsize=8)
 
     last = [row for row in moments[-1].classes if row.seeds_right is not None]
-    for shift, colour, label in ((-0.2, "tab:blue", "seeds"), (0.2, "tab:orange", "other pixels")):
+    for shift, shares, colour, label in (
+        (-0.2, [row.seeds_right or 0 for row in last], "tab:blue", "seeds"),
+        (0.2, [row.others_right or 0 for row in last], "tab:orange", "other pixels"),
+    ):
         by_class.barh(
             [number + shift for number in range(len(last))],
-            [(row.seeds_right if shift < 0 else row.others_right) or 0 for row in last],
+            shares,
             height=0.4,
             color=colour,
             label=label,
