@@ -28,7 +28,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.controls import balanced
 from benchmarks.label_free import label_free_indicators
@@ -231,7 +230,7 @@ def _run(task: tuple[Job, Streets, int]) -> Result:
             use_target_statistics(network, data.target, params)
         elif training == "adapt":
             networks = start_networks(network, data.target, params)
-            for _ in variant_steps(VARIANTS[job.variant], networks, data, frequencies, params):
+            for _ in variant_steps(VARIANTS[job.variant], networks, data, params):
                 pass
             network = networks.teacher
     network.eval()
@@ -255,10 +254,10 @@ def _run(task: tuple[Job, Streets, int]) -> Result:
 
 
 def variant_steps(
-    variant: Variant, networks: Networks, data: Streets, frequencies: Tensor, params: Params
+    variant: Variant, networks: Networks, data: Streets, params: Params
 ) -> Iterator[StepRecord]:
-    """`adapt_steps`, seeds chosen as the variant does; frequencies (C,) are the source's."""
-    with balanced(variant.balance, frequencies):
+    """`adapt_steps`, seeds chosen as the variant does."""
+    with balanced(variant.balance):
         yield from adapt_steps(networks, [data.source], data.target, params, CITYSCAPES)
 
 

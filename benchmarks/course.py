@@ -4,7 +4,7 @@ Labels are read here to understand, never to train or to choose. Adapts anew, an
 looks at a copy of the teacher: are the seeds that the method would choose right more often than
 other pixels, class by class, and which classes does adaptation win or lose?
 
-    python -m benchmarks.course full most_certain source_share --state 1
+    python -m benchmarks.course full paper_ratios most_certain --state 1
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.ablation import job, pretrained, variant_steps
-from benchmarks.diagnostics import ClassOfSeeds, Ranking, classes, look, ranking, rounded
+from benchmarks.diagnostics import (
+    ClassOfSeeds,
+    Ranking,
+    classes,
+    look,
+    ranking,
+    rounded,
+    seed_ratios,
+)
 from benchmarks.streets import Streets, streets
 from benchmarks.variants import SETTINGS, VARIANTS
 from ssda.datasets.index import class_frequencies
@@ -26,7 +34,6 @@ from ssda.engine.adapting import start_networks, use_target_statistics
 from ssda.engine.metrics import confusion_matrix, intersection_over_union
 from ssda.files import write_atomically, write_json
 from ssda.labels import CITYSCAPES
-from ssda.method.subdomains import keep_ratios
 from ssda.method.teacher import create_teacher
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
@@ -92,13 +99,12 @@ def course(
     """Adapt a pretrained network as a variant does; look before the first step and every few."""
     networks = start_networks(student, data.target, params)
     frequencies = torch.from_numpy(class_frequencies([data.source]))
-    ratios = keep_ratios(frequencies, beta=params.adapt.uncertainty.beta)
-    moments = [moment(networks.teacher, 0, data, ratios, params, batches)]
-    for record in variant_steps(VARIANTS[variant], networks, data, frequencies, params):
+    moments = [moment(networks.teacher, 0, data, frequencies, params, batches)]
+    for record in variant_steps(VARIANTS[variant], networks, data, params):
         step = record.step + 1
         if step % every:
             continue
-        last = moment(networks.teacher, step, data, ratios, params, batches)
+        last = moment(networks.teacher, step, data, frequencies, params, batches)
         moments.append(last)
         print(
             f"{variant}, step {step}: right {last.seeds.seeds:.1f} % of the seeds, "
@@ -110,12 +116,13 @@ def course(
 
 
 def moment(
-    teacher: Segmenter, step: int, data: Streets, ratios: Tensor, params: Params, batches: int
+    teacher: Segmenter, step: int, data: Streets, frequencies: Tensor, params: Params, batches: int
 ) -> Moment:
     """Measure a copy of the teacher with new statistics, as adaptation ends with."""
     network = create_teacher(teacher)
     use_target_statistics(network, data.target, params)
     views = look(network, data.labelled, params, batches)
+    ratios = seed_ratios(views, frequencies, params)
     settings = params.adapt.uncertainty
     truth = torch.cat([view.truth for view in views])
     labels = torch.cat([view.labels for view in views])

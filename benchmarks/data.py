@@ -29,7 +29,6 @@ from ssda.engine.training import create_optimiser
 from ssda.labels import CITYSCAPES
 from ssda.method.adaptation import joint_step
 from ssda.method.guidance import Task
-from ssda.method.subdomains import keep_ratios
 from ssda.params import Params, load_params
 
 Item = TypeVar("Item")
@@ -111,10 +110,9 @@ def share_of_waiting(index: Index, params: Params, steps: int) -> Answer:
     networks, size = setting.networks, params.adapt.batch_size
     source, target = samples_of(index, params)
     optimiser = create_optimiser(networks.student, params.adapt.optimiser)
-    frequencies = torch.arange(1, CITYSCAPES.num_classes + 1)
-    ratios = keep_ratios(frequencies, beta=params.adapt.uncertainty.beta)
     device = networks.student.device
-    task = Task(params.adapt, ratios.to(device), CITYSCAPES.things, 0)
+    frequencies = torch.arange(1, CITYSCAPES.num_classes + 1, device=device)
+    task = Task(params.adapt, frequencies, CITYSCAPES.things, 0)
     workers = params.runtime.workers
     waits: list[float] = []
     pairs = zip(

@@ -32,7 +32,12 @@ from ssda.method.adaptation import Networks, mixed_gradients, target_gradients
 from ssda.method.guidance import Task, guide, shrink_mask
 from ssda.method.losses import source_loss
 from ssda.method.source import ImageNetPull, frozen_encoder, source_gradients
-from ssda.method.subdomains import keep_ratios, select_seeds
+from ssda.method.subdomains import (
+    PredictedShares,
+    corrected_ratios,
+    keep_ratios,
+    select_seeds,
+)
 from ssda.method.teacher import create_teacher
 from ssda.method.trucrf import truncated_crf_loss
 from ssda.method.uncertainty import STATISTICS
@@ -164,28 +169,28 @@ def main() -> None:
         networks[name] = load_network(path)[0]
     full = job(arguments.setting, arguments.difficulty, "full", arguments.state, data.digest)
     params = full.params
-    ratios = keep_ratios(
-        torch.from_numpy(class_frequencies([data.source])), beta=params.adapt.uncertainty.beta
-    )
+    frequencies = torch.from_numpy(class_frequencies([data.source]))
     views = {
         name: look(network, data.labelled, params, arguments.batches)
         for name, network in networks.items()
     }
+    ratios = {name: seed_ratios(seen, frequencies, params) for name, seen in views.items()}
+    first = arguments.variants[0]
     reference = [
-        seed_mask(networks[arguments.variants[0]], view, ratios, params, "confidence", 4)
-        for view in views[arguments.variants[0]]
+        seed_mask(networks[first], view, ratios[first], params, "confidence", 4)
+        for view in views[first]
     ]
     content = {
         name: {
             "rankings": [
-                asdict(ranking(network, views[name], ratios, params, statistic, passes))
+                asdict(ranking(network, views[name], ratios[name], params, statistic, passes))
                 for statistic in STATISTICS
                 for passes in (2, 4, 8)
             ],
-            "classes": [asdict(row) for row in classes(network, views[name], ratios, params)],
-            "votes": [asdict(row) for row in votes(network, views[name], ratios, params)],
+            "classes": [asdict(row) for row in classes(network, views[name], ratios[name], params)],
+            "votes": [asdict(row) for row in votes(network, views[name], ratios[name], params)],
             "places": asdict(places(views[name], reference)),
-            "gradients": [asdict(row) for row in gradients(network, data, ratios, params)],
+            "gradients": [asdict(row) for row in gradients(network, data, frequencies, params)],
         }
         for name, network in networks.items()
     }
@@ -248,6 +253,15 @@ def uncertainty(network: Segmenter, view: View, statistic: str, passes: int) -> 
     with torch.inference_mode():
         members = network.classifier.stochastic(view.embedding, network.draw_masks(passes, draws))
         return STATISTICS[statistic](members.softmax(2))
+
+
+def seed_ratios(views: list[View], frequencies: Tensor, params: Params) -> Tensor:
+    """Keep ratios (C,) as adaptation has them, p_c the shares in the views."""
+    settings = params.adapt.uncertainty
+    ratios = keep_ratios(frequencies, beta=settings.beta)
+    labels = torch.cat([view.labels for view in views])
+    shares = PredictedShares(len(frequencies)).after(labels, step=0, momentum=0.0)
+    return corrected_ratios(ratios, frequencies, shares, power=settings.correction)
 
 
 def seed_mask(
@@ -406,14 +420,15 @@ def places(views: list[View], reference: list[Tensor]) -> Place:
 
 
 def gradients(
-    network: Segmenter, data: Streets, ratios: Tensor, params: Params, count: int = 6
+    network: Segmenter, data: Streets, frequencies: Tensor, params: Params, count: int = 6
 ) -> list[Gradient]:
     """Norm of each loss term's gradient, and whether it points to the truth."""
     student = create_teacher(network).requires_grad_(True).train()
     teacher = create_teacher(network)
     encoder = Encoder(params.model)
     load_imagenet_weights(encoder, params.model)
-    networks = Networks(student, teacher, frozen_encoder(encoder))
+    predicted = PredictedShares(len(frequencies))
+    networks = Networks(student, teacher, frozen_encoder(encoder), predicted)
     samples = SourceSamples(
         [data.source], params.images, params.sampling, params.random_state, "diagnostics"
     )
@@ -428,7 +443,7 @@ def gradients(
         counted = counted.expand(len(images), -1, -1)[corner]
         target = TargetBatch(images[corner], counted).to(torch.device("cpu"))
         batch = source.to(torch.device("cpu"))
-        terms = _terms(networks, batch, target, truth[corner], ratios, params, step)
+        terms = _terms(networks, batch, target, truth[corner], frequencies, params, step)
         truth_gradient = _gradient(student, terms.pop("truth"))
         source_gradient = _gradient(student, terms["source"])
         for name, add in terms.items():
@@ -449,7 +464,7 @@ def _terms(
     source: SourceBatch,
     target: TargetBatch,
     truth: Tensor,
-    ratios: Tensor,
+    frequencies: Tensor,
     params: Params,
     step: int,
 ) -> dict[str, Callable[[], object]]:
@@ -470,14 +485,14 @@ def _terms(
                 "uncertainty": params.adapt.uncertainty.model_copy(update=changes),
             }
         )
-        return Task(settings, ratios, CITYSCAPES.things, params.random_state)
+        return Task(settings, frequencies, CITYSCAPES.things, params.random_state)
 
     def on_target(chosen: Task) -> Callable[[], object]:
-        guidance = guide(networks.teacher, target, chosen, step)
+        guidance = guide(networks.teacher, networks.predicted, target, chosen, step)
         return lambda: target_gradients(student, target, guidance, chosen, step)
 
     def on_mix(chosen: Task) -> Callable[[], object]:
-        guidance = guide(networks.teacher, target, chosen, step)
+        guidance = guide(networks.teacher, networks.predicted, target, chosen, step)
         return lambda: mixed_gradients(student, source, target, guidance, chosen, step)
 
     def on_truth() -> None:

@@ -33,7 +33,7 @@ from ssda.method.adaptation import Networks, joint_step
 from ssda.method.guidance import Task
 from ssda.method.losses import labelling_loss
 from ssda.method.source import frozen_encoder, mixed_precision, stochastic_pass
-from ssda.method.subdomains import keep_ratios
+from ssda.method.subdomains import PredictedShares
 from ssda.method.teacher import create_teacher, update_teacher
 from ssda.networks.segmenter import Segmenter
 from ssda.networks.windows import halve
@@ -139,9 +139,10 @@ def measure(params: Params, steps: int) -> dict[str, Any]:
     imagenet = None
     if params.adapt.losses.feature_distance > 0:
         imagenet = frozen_encoder(create_teacher(student.encoder))
-    networks = Networks(student, teacher, imagenet)
-    ratios = keep_ratios(torch.arange(1, 20), beta=params.adapt.uncertainty.beta).to(device)
-    task = Task(params.adapt, ratios, CITYSCAPES.things, params.random_state)
+    predicted = PredictedShares(CITYSCAPES.num_classes).to(device)
+    networks = Networks(student, teacher, imagenet, predicted)
+    frequencies = torch.arange(1, CITYSCAPES.num_classes + 1, device=device)
+    task = Task(params.adapt, frequencies, CITYSCAPES.things, params.random_state)
     source, target = random_batches(params, device)
     optimiser = create_optimiser(student, params.adapt.optimiser)
 

@@ -29,7 +29,7 @@ from ssda.labels import CITYSCAPES
 from ssda.method.adaptation import Networks, joint_step
 from ssda.method.guidance import Task
 from ssda.method.source import frozen_encoder, mixed_precision, stochastic_pass
-from ssda.method.subdomains import keep_ratios, select_seeds
+from ssda.method.subdomains import PredictedShares, select_seeds
 from ssda.method.teacher import create_teacher, update_teacher
 from ssda.method.uncertainty import STATISTICS
 from ssda.networks.segmenter import Segmenter
@@ -83,7 +83,9 @@ def create_setting(params: Params) -> Setting:
     student = Segmenter(params.model, CITYSCAPES.num_classes).to(device).train()
     imagenet = frozen_encoder(copy.deepcopy(student.encoder))
     source, target = random_batches(params, device)
-    return Setting(params, Networks(student, create_teacher(student), imagenet), source, target)
+    predicted = PredictedShares(CITYSCAPES.num_classes).to(device)
+    networks = Networks(student, create_teacher(student), imagenet, predicted)
+    return Setting(params, networks, source, target)
 
 
 def random_batches(params: Params, device: torch.device) -> tuple[SourceBatch, TargetBatch]:
@@ -102,10 +104,8 @@ def whole_step(setting: Setting) -> Callable[[], None]:
     """A joint step with everything on, optimiser and teacher's update included."""
     params, networks = setting.params, setting.networks
     optimiser = create_optimiser(networks.student, params.adapt.optimiser)
-    frequencies = torch.arange(1, CITYSCAPES.num_classes + 1)
-    ratios = keep_ratios(frequencies, beta=params.adapt.uncertainty.beta)
-    ratios = ratios.to(networks.student.device)
-    task = Task(params.adapt, ratios, CITYSCAPES.things, params.random_state)
+    frequencies = torch.arange(1, CITYSCAPES.num_classes + 1, device=networks.student.device)
+    task = Task(params.adapt, frequencies, CITYSCAPES.things, params.random_state)
 
     def step() -> None:
         optimiser.zero_grad()

@@ -45,7 +45,8 @@ SETTINGS: dict[str, Changes] = {
     },
 }
 
-NO_TARGET_LOSS: Changes = {"adapt.losses.target": 0.0}
+PAPER_RATIOS: Changes = {"adapt.uncertainty.correction": 0.0}
+NO_TARGET_LOSS: Changes = PAPER_RATIOS | {"adapt.losses.target": 0.0}  # so no seeds either
 CLASS_MIXING: Changes = NO_TARGET_LOSS | {
     "adapt.losses.feature_distance": 0.0,
     "sampling.rare_class_temperature": None,
@@ -83,12 +84,17 @@ VARIANTS: dict[str, Variant] = {
     "without_balance": Variant(
         "full, every pixel a seed (so TruCRF rests)", {"adapt.uncertainty.beta": EVERY_PIXEL}
     ),
-    "same_share": Variant("full, as many seeds, the same share of each class", balance="same"),
-    "source_share": Variant(
-        "full, r_c corrected by the class's share in the source over that predicted",
-        balance="source",
+    "paper_ratios": Variant("full, ratios r_c as in the paper, not corrected", PAPER_RATIOS),
+    "same_share": Variant(
+        "full, as many seeds, the same share of each class", PAPER_RATIOS, balance="same"
     ),
     "most_certain": Variant("full, as many seeds, the most certain of any class", balance="none"),
+    **{
+        f"correction_{name}": Variant(
+            f"full, correction {power}", {"adapt.uncertainty.correction": power}
+        )
+        for name, power in {"1": 1.0, "3": 3.0}.items()
+    },
     # How seeds are ranked, how much the target losses weigh, how pseudo labels count.
     "mutual_information": Variant(
         "full, ranked by mutual information", {"adapt.uncertainty.statistic": "mutual_information"}
@@ -172,8 +178,9 @@ VARIANTS: dict[str, Variant] = {
     "passes_2": Variant("full, K = 2", {"adapt.uncertainty.passes": 2}),
     "passes_8": Variant("full, K = 8", {"adapt.uncertainty.passes": 8}),
     "released": Variant(
-        "full, the paper's weights and ranking",
-        {
+        "full, the paper's weights, ratios and ranking",
+        PAPER_RATIOS
+        | {
             "adapt.uncertainty.statistic": "mutual_information",
             "adapt.losses.target": 0.01,
             "adapt.trucrf.weight": 0.1,

@@ -61,7 +61,12 @@ def adapt(params: Params) -> None:
         networks = start_networks(synchronised(student.to(device)), target, params)
         optimiser = create_optimiser(networks.student, settings.optimiser)
         progress = kept.restore(
-            {"student": networks.student, "teacher": networks.teacher}, optimiser
+            {
+                "student": networks.student,
+                "teacher": networks.teacher,
+                "predicted shares": networks.predicted,
+            },
+            optimiser,
         )
         if rank() == 0:
             command.say(

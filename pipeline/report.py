@@ -106,14 +106,13 @@ def follow(
             bar.set_postfix({k[5:]: f"{v:.3g}" for k, v in scalars.items() if k[:5] == "loss_"})
             run.metrics(scalars, step)
             losses.append({"step": step} | _rounded(scalars, 6))
-            for name, vector in record.report.items():
-                if vector.dim() == 1:
-                    values = dict(zip(space.names, vector.tolist(), strict=True))
-                    run.metrics({f"{name}.{key}": v for key, v in values.items()}, step)
-                    class_shares.extend(
-                        {"step": step, "class": key, name: v}
-                        for key, v in _rounded(values, 4).items()
-                    )
+            vectors = {k: v.tolist() for k, v in record.report.items() if v.dim() == 1}
+            for key, vector in vectors.items():
+                values = zip(space.names, vector, strict=True)
+                run.metrics({f"{key}.{name}": value for name, value in values}, step)
+            for number, name in enumerate(space.names if vectors else ()):
+                of_class = {key: vector[number] for key, vector in vectors.items()}
+                class_shares.append({"step": step, "class": name} | _rounded(of_class, 4))
         if any(values.dim() > 1 for values in record.report.values()):
             try:
                 draw_step(pictures / f"{step:06d}.png", record, space)

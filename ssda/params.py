@@ -150,6 +150,9 @@ class Uncertainty(Section):
     """Head passes of the uncertainty loss."""
     beta: Positive
     """Factor of the keep ratios r_c = min(1, beta (1 - ln w_c))."""
+    correction: NonNegative
+    """Exponent g of r_c (w_c / p_c)^g, the ratios corrected by the running share p_c of each class
+    among the pseudo labels; 0: not corrected, as in the paper."""
     confidence_threshold: Share
     """Pseudo labels with at least this confidence count as certain."""
     weighting: Literal["share", "pixel", "seeds"]

@@ -22,9 +22,9 @@ from ssda.engine.evaluation import image_batches
 from ssda.engine.training import Progress, StepRecord, create_optimiser, train
 from ssda.labels import LabelSpace
 from ssda.method.adaptation import Networks, joint_step, look
-from ssda.method.guidance import Task
+from ssda.method.guidance import PREDICTED_SHARE, Task
 from ssda.method.source import frozen_encoder
-from ssda.method.subdomains import keep_ratios
+from ssda.method.subdomains import PredictedShares
 from ssda.method.teacher import create_teacher, update_teacher
 from ssda.networks.encoders import Encoder, load_imagenet_weights
 from ssda.networks.normalisation import reestimate_statistics
@@ -67,7 +67,8 @@ def start_networks(student: Segmenter, target: Index, params: Params) -> Network
         imagenet.stage(params.adapt.feature_distance.stride)  # says so now where there is none
         load_imagenet_weights(imagenet, params.model)
         imagenet = frozen_encoder(imagenet).to(student.device)
-    return Networks(student.train(), create_teacher(student), imagenet)
+    predicted = PredictedShares(student.num_classes).to(student.device)
+    return Networks(student.train(), create_teacher(student), imagenet, predicted)
 
 
 def adapt_steps(
@@ -96,9 +97,8 @@ def adapt_steps(
     settings = params.adapt
     device = networks.student.device
     progress = progress or Progress(create_optimiser(networks.student, settings.optimiser), 0)
-    frequencies = torch.from_numpy(class_frequencies(sources))
-    ratios = keep_ratios(frequencies, beta=settings.uncertainty.beta).to(device)
-    task = Task(settings, ratios, space.things, params.random_state)
+    frequencies = torch.from_numpy(class_frequencies(sources)).to(device)
+    task = Task(settings, frequencies, space.things, params.random_state)
     steps = range(progress.steps, settings.iterations)
     games = SourceSamples(sources, params.images, params.sampling, params.random_state, "adapt")
     cities = TargetSamples(target, params.images, settings.margins, params.random_state)
@@ -134,6 +134,8 @@ def adapt_steps(
         progress=progress,
         files=files,
     ):
+        if record.problem is None and PREDICTED_SHARE in record.report:
+            networks.predicted.take(record.report[PREDICTED_SHARE])
         if record.step == settings.iterations - 1:
             for network in (networks.student, networks.teacher):
                 use_target_statistics(network, target, params)

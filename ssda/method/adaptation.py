@@ -33,6 +33,7 @@ from ssda.method.source import (
     source_gradients,
     stochastic_pass,
 )
+from ssda.method.subdomains import PredictedShares
 from ssda.method.trucrf import truncated_crf_loss
 from ssda.networks.encoders import Encoder
 from ssda.networks.heads import enlarge
@@ -53,11 +54,13 @@ class Networks:
         student: learns; in training mode.
         teacher: its moving average; in evaluation mode, no gradients.
         imagenet: frozen encoder; None where its distance weighs 0.
+        predicted: how often the teacher has predicted each class, of the steps that are done.
     """
 
     student: Segmenter
     teacher: Segmenter
     imagenet: Encoder | None
+    predicted: PredictedShares
 
 
 def joint_step(
@@ -73,8 +76,9 @@ def joint_step(
         step: number of the step, from 0; addresses its random draws.
 
     Returns:
-        Detached losses (`loss_...`, unweighted) and label-free indicators, all scalars but
-        `seed_share`, (C,), the share of each class's pseudo labels that are seeds (NaN: no label).
+        Detached losses (`loss_...`, unweighted) and label-free indicators, all scalars but two
+        (C,): `seed_share`, the share of each class's pseudo labels that are seeds (NaN: no label),
+        and `predicted_share`, what the running shares become with this step.
     """
     settings = task.settings
     pull = None
@@ -84,8 +88,8 @@ def joint_step(
     dropout = step_draws(task, "source dropout", step, len(source.images))
     with kept_statistics(networks.student):
         report = source_gradients(networks.student, source, dropout, pull)
-    guidance = guide(networks.teacher, target, task, step)
-    report |= indicators(guidance, len(task.ratios))
+    guidance = guide(networks.teacher, networks.predicted, target, task, step)
+    report |= indicators(guidance, len(task.class_frequencies))
     report |= target_gradients(networks.student, target, guidance, task, step)
     if settings.losses.mix > 0:
         with kept_statistics(networks.student):
@@ -202,7 +206,7 @@ def look(
         For the first images of the batch, at their size: images (n, 3, H, W) in [0, 1], train ids
         (n, H, W) int64 and uncertainty (n, H, W) float; none of a mechanism that is off.
     """
-    guidance = guide(networks.teacher, target, task, step)
+    guidance = guide(networks.teacher, networks.predicted, target, task, step)
     size = target.counted.shape[-2:]
     shown = {"target image": target.images, "pseudo labels (teacher)": guidance.pseudo.labels}
     if guidance.uncertainty is not None and guidance.seeds is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,7 +13,12 @@ from torch.nn import functional
 from ssda.datasets.batches import TargetBatch
 from ssda.labels import IGNORE
 from ssda.method.source import mixed_precision
-from ssda.method.subdomains import select_seeds
+from ssda.method.subdomains import (
+    PredictedShares,
+    corrected_ratios,
+    keep_ratios,
+    select_seeds,
+)
 from ssda.method.teacher import PseudoLabels, pseudo_labels
 from ssda.method.uncertainty import STATISTICS, entropy
 from ssda.networks.heads import enlarge
@@ -21,6 +27,9 @@ from ssda.params import Adapt
 from ssda.processes import averaged, gathered, own, summed
 from ssda.randomness import generators
 
+PREDICTED_SHARE = "predicted_share"
+"""In a step's report: what the running shares become with the step."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -28,15 +37,20 @@ class Task:
 
     Attributes:
         settings: the parameters of adaptation.
-        ratios: (C,) keep ratios of the classes.
+        class_frequencies: (C,), of the source's pixels.
         things: train ids of the countable classes.
         random_state: seeds every draw.
     """
 
     settings: Adapt
-    ratios: Tensor
+    class_frequencies: Tensor
     things: tuple[int, ...]
     random_state: int
+
+    @cached_property  # once: its checks wait for the device
+    def ratios(self) -> Tensor:
+        """The paper's keep ratios (C,)."""
+        return keep_ratios(self.class_frequencies, beta=self.settings.uncertainty.beta)
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,7 @@ class Guidance:
         seeds: (N, h, w) bool, m; None likewise.
         grid_labels: (N, h, w) int64, the pseudo labels that seeds were drawn from.
         entropy: scalar, mean entropy of the teacher in bits.
+        predicted_shares: (C,) p_c with this batch; None where it corrects no ratio.
     """
 
     pseudo: PseudoLabels
@@ -58,10 +73,13 @@ class Guidance:
     seeds: Tensor | None
     grid_labels: Tensor
     entropy: Tensor
+    predicted_shares: Tensor | None
 
 
 @torch.no_grad()
-def guide(teacher: Segmenter, target: TargetBatch, task: Task, step: int) -> Guidance:
+def guide(
+    teacher: Segmenter, predicted: PredictedShares, target: TargetBatch, task: Task, step: int
+) -> Guidance:
     """Pseudo labels, and by K stochastic head passes on one trunk, uncertainty and seeds."""
     settings = task.settings.uncertainty
     masks = None
@@ -80,25 +98,38 @@ def guide(teacher: Segmenter, target: TargetBatch, task: Task, step: int) -> Gui
     probabilities = logits.softmax(dim=1)
     confidence, labels = probabilities.max(dim=1)
     labels = labels.masked_fill(~shrink_mask(target.counted, logits.shape[-2:]), IGNORE)
-    uncertainty = seeds = None
+    uncertainty = seeds = predicted_shares = None
     if needs_seeds(task):
         members = ensemble(prediction, settings.members).softmax(dim=2)
         uncertainty = STATISTICS[settings.statistic](members)
-        everywhere = select_seeds(
-            gathered(labels),
+        ratios, everywhere = task.ratios, gathered(labels)
+        if settings.correction > 0:
+            momentum = task.settings.teacher_momentum
+            predicted_shares = predicted.after(everywhere, step=step, momentum=momentum)
+            ratios = corrected_ratios(
+                ratios, task.class_frequencies, predicted_shares, power=settings.correction
+            )
+        seeds_everywhere = select_seeds(
+            everywhere,
             gathered(uncertainty),
             gathered(confidence),
-            task.ratios,
+            ratios,
             min_pixels=settings.min_pixels,
         )
-        seeds = own(everywhere)
+        seeds = own(seeds_everywhere)
         if settings.max_uncertainty is not None:
             seeds &= uncertainty <= settings.max_uncertainty
     mix_weights = pseudo.weights
     if settings.weighting == "seeds" and seeds is not None:
         mix_weights = seed_weights(pseudo, enlarge_mask(seeds, target.counted.shape[-2:]))
     return Guidance(
-        pseudo, mix_weights, uncertainty, seeds, labels, entropy(probabilities, 1).mean()
+        pseudo,
+        mix_weights,
+        uncertainty,
+        seeds,
+        labels,
+        entropy(probabilities, 1).mean(),
+        predicted_shares,
     )
 
 
@@ -133,6 +164,8 @@ def indicators(guidance: Guidance, num_classes: int) -> dict[str, Tensor]:
         report["uncertainty"] = averaged(guidance.uncertainty.mean())
         report["seeds"] = averaged(guidance.seeds.float().mean())
         report["seed_share"] = (counts[1] / counts[0])[:num_classes]
+    if guidance.predicted_shares is not None:
+        report[PREDICTED_SHARE] = guidance.predicted_shares
     return report
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssda.labels import IGNORE
+
+SMALLEST_SHARE = 1e-6
+"""Of a class among the pseudo labels, so that one that is never predicted divides by no zero."""
 
 
 def keep_ratios(class_frequencies: Tensor, *, beta: float) -> Tensor:
@@ -31,6 +34,66 @@ def keep_ratios(class_frequencies: Tensor, *, beta: float) -> Tensor:
     return (beta * (1.0 - shares.log())).clamp_max(1.0)
 
 
+class PredictedShares(nn.Module):
+    """Running share p_c of each class among the teacher's pseudo labels.
+
+    A module because it is state of training: saved, restored and given to all processes as
+    networks are.
+
+    Attributes:
+        shares: (C,) float64; all 0 before the first step.
+    """
+
+    shares: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        """Nothing predicted yet."""
+        super().__init__()
+        self.register_buffer("shares", torch.zeros(num_classes, dtype=torch.float64))
+
+    def after(self, labels: Tensor, *, step: int, momentum: float) -> Tensor:
+        """The shares (C,) that one more batch makes; changes nothing.
+
+        Args:
+            labels: the batch's pseudo labels, integers of any shape; 255 is not counted.
+            step: number of the step, t, from 0.
+            momentum: a; the moving average keeps min(a, t / (t + 1)) of what it has.
+        """
+        counts = _counts(labels.flatten())[: len(self.shares)].double()
+        kept = min(momentum, step / (step + 1))
+        shares = kept * self.shares + (1.0 - kept) * counts / counts.sum().clamp_min(1.0)
+        return shares / shares.sum().clamp_min(SMALLEST_SHARE)  # 0 so far after steps left out
+
+    def take(self, shares: Tensor) -> None:
+        """Make shares (C,) those of now."""
+        self.shares.copy_(shares)
+
+
+def corrected_ratios(
+    ratios: Tensor, class_frequencies: Tensor, predicted: Tensor, *, power: float
+) -> Tensor:
+    """Keep ratios r_c (w_c / p_c)^g, at most 1; not in the paper.
+
+    With r_c alone a class that spreads over its neighbours gets the more seeds by it, and spreads
+    on. With g = 1 it has as many however often it is predicted, over time a share r_c w_c of all
+    pixels; with more than 1 it has fewer.
+
+    Args:
+        ratios: (C,) r_c, as `keep_ratios` gives them.
+        class_frequencies: (C,), not negative; w_c once normalised. A class that the source never
+            shows keeps its r_c.
+        predicted: (C,) shares p_c of the pseudo labels.
+        power: the exponent g, >= 0.
+
+    Returns:
+        (C,) float64 in (0, 1].
+    """
+    frequencies = class_frequencies.double()
+    shares = frequencies / frequencies.sum()
+    factor = (shares / predicted.clamp_min(SMALLEST_SHARE)) ** power
+    return torch.where(frequencies > 0, (ratios * factor).clamp_max(1.0), ratios)
+
+
 def select_seeds(
     labels: Tensor,
     uncertainty: Tensor,
@@ -54,8 +117,7 @@ def select_seeds(
     flat = labels.flatten().long()
     keys = _certainty_keys(flat, uncertainty.flatten(), confidence.flatten())
     order = torch.argsort(keys, stable=True)
-    counts = torch.zeros(IGNORE + 1, dtype=torch.int64, device=flat.device)
-    counts.index_add_(0, flat, torch.ones_like(flat))
+    counts = _counts(flat)
     first = counts.cumsum(0) - counts
     quota = torch.zeros(IGNORE + 1, dtype=torch.int64, device=flat.device)
     known = len(ratios)
@@ -66,6 +128,13 @@ def select_seeds(
     seeds = torch.empty(len(flat), dtype=torch.bool, device=flat.device)
     seeds[order] = rank < quota[ordered]
     return seeds.view(labels.shape)
+
+
+def _counts(labels: Tensor) -> Tensor:
+    """Pixels of each label, (256,) int64, of labels (M,)."""
+    flat = labels.long()
+    counts = torch.zeros(IGNORE + 1, dtype=torch.int64, device=flat.device)
+    return counts.index_add_(0, flat, torch.ones_like(flat))
 
 
 def _certainty_keys(labels: Tensor, uncertainty: Tensor, confidence: Tensor) -> Tensor:

@@ -76,6 +76,7 @@ class Segmenter(nn.Module):
     def __init__(self, model: Model, num_classes: int) -> None:
         """A network without weights; ValueError for an unknown encoder."""
         super().__init__()
+        self.num_classes = num_classes
         self.dropout = model.dropout
         self.drop_path = model.drop_path
         self.detail = None if model.detail is None else (model.detail[1], model.detail[0])

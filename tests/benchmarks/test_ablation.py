@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from benchmarks.ablation import Result, Score, job, read_results, write_results
-from benchmarks.controls import as_the_source, balanced, most_certain, same_share
+from benchmarks.controls import balanced, most_certain, same_share
 from benchmarks.summary import correlations, estimate, gap_closure, rows
 from benchmarks.variants import VARIANTS
-from ssda.engine import adapting
 from ssda.method import guidance
 from ssda.method.subdomains import keep_ratios, select_seeds
 
@@ -102,25 +101,9 @@ def test_controls_choose_as_many_seeds_in_another_way() -> None:
     assert ratios[0] < same[0] < ratios[1]
 
 
-def test_seeds_as_in_the_source_do_not_grow_with_what_is_predicted() -> None:
-    frequencies = torch.tensor([0.8, 0.2])
-    ratios = keep_ratios(frequencies, beta=0.1)
-    select = as_the_source(frequencies)
-    uncertainty = torch.rand(1, 100, 100, generator=torch.Generator().manual_seed(0))
-    for predicted in (0.2, 0.5, 0.5):
-        labels = (torch.arange(100) < 100 * predicted).long().expand(1, 100, 100)
-        seeds = select(labels, uncertainty, 1 - uncertainty, ratios, min_pixels=10)
-    # The running share after 0.2, 0.5, 0.5 is 0.4, twice the source's.
-    assert float(seeds[labels == 1].float().mean()) == pytest.approx(float(ratios[1]) / 2, abs=1e-3)
-    assert float(seeds[labels == 0].float().mean()) == pytest.approx(
-        float(ratios[0]) * 0.8 / 0.6, abs=1e-3
-    )
-
-
 def test_controls_reach_adaptation_and_leave_it_as_it_was() -> None:
-    frequencies = torch.tensor([0.7, 0.3])
-    with balanced("same", frequencies):
-        assert adapting.keep_ratios is same_share
-    with balanced("none", frequencies):
+    with balanced("same"):
+        assert guidance.keep_ratios is same_share
+    with balanced("none"):
         assert guidance.select_seeds is most_certain
-    assert (adapting.keep_ratios, guidance.select_seeds) == (keep_ratios, select_seeds)
+    assert (guidance.keep_ratios, guidance.select_seeds) == (keep_ratios, select_seeds)

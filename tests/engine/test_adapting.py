@@ -1,10 +1,14 @@
 import copy
+import itertools
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from ssda.datasets.index import read_index
+from ssda.engine import adapting
 from ssda.engine.adapting import adapt_steps, start_networks, use_target_statistics
 from ssda.engine.pretraining import imagenet_network
 from ssda.labels import CITYSCAPES
@@ -16,16 +20,40 @@ def running_means(network: nn.Module) -> list[torch.Tensor]:
     return [values.clone() for name, values in buffers if name.endswith("running_mean")]
 
 
+SMALL = {
+    "images.crop": [64, 32],
+    "sampling.min_pixels": 10,
+    "model.channels": 8,
+    "adapt.iterations": 2,
+    "runtime.workers": 0,
+}
+
+
+def test_predicted_shares_move_with_the_steps_that_count(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = make_params(SMALL | {"adapt.iterations": 4})
+    source, target = read_index(folder / "source"), read_index(folder / "target")
+    networks = start_networks(imagenet_network(params, 19), target, params)
+    take_step = adapting.joint_step
+
+    def joint_step(*arguments: Any) -> dict[str, torch.Tensor]:
+        report = take_step(*arguments)
+        return report | ({"loss_mix": torch.tensor(torch.nan)} if arguments[-1] == 2 else {})
+
+    monkeypatch.setattr(adapting, "joint_step", joint_step)
+    found: list[torch.Tensor] = []
+    for record in adapt_steps(networks, [source], target, params, CITYSCAPES):
+        assert (record.problem is not None) == (record.step == 2)
+        found.append(networks.predicted.shares.clone())
+        assert torch.equal(found[-1], record.report["predicted_share"]) == (record.step != 2)
+    assert found[0].sum() == pytest.approx(1.0)
+    moved = [not torch.equal(*pair) for pair in itertools.pairwise(found)]
+    assert moved == [True, False, True]
+
+
 def test_adaptation_ends_with_statistics_of_plain_target_images(folder: Path) -> None:
-    params = make_params(
-        {
-            "images.crop": [64, 32],
-            "sampling.min_pixels": 10,
-            "model.channels": 8,
-            "adapt.iterations": 2,
-            "runtime.workers": 0,
-        }
-    )
+    params = make_params(SMALL)
     source, target = read_index(folder / "source"), read_index(folder / "target")
     networks = start_networks(imagenet_network(params, 19), target, params)
     plain: list[bool] = []

@@ -15,7 +15,7 @@ from ssda.method import guidance as guidance_module
 from ssda.method.adaptation import Networks, joint_step, look
 from ssda.method.guidance import Task, guide
 from ssda.method.source import frozen_encoder, stochastic_pass
-from ssda.method.subdomains import keep_ratios
+from ssda.method.subdomains import PredictedShares, corrected_ratios
 from ssda.method.teacher import create_teacher, update_teacher
 from ssda.networks.normalisation import batch_normalisations, reestimate_statistics
 from ssda.networks.segmenter import Segmenter
@@ -62,7 +62,7 @@ def networks(network: Segmenter) -> Iterator[Networks]:
     imagenet = frozen_encoder(copy.deepcopy(network.encoder))
     for parameter in imagenet.parameters():
         parameter.data.mul_(1.05)
-    yield Networks(student, create_teacher(network), imagenet)
+    yield Networks(student, create_teacher(network), imagenet, PredictedShares(CLASSES))
 
 
 def batches() -> tuple[SourceBatch, TargetBatch]:
@@ -80,8 +80,7 @@ def make_task(overrides: dict[str, Any] | None = None) -> Task:
     often_certain = {"adapt.uncertainty.confidence_threshold": 0.2}
     settings = make_params(often_certain | (overrides or {})).adapt
     frequencies = torch.linspace(1, 20, CLASSES)
-    ratios = keep_ratios(frequencies, beta=settings.uncertainty.beta)
-    return Task(settings, ratios, CITYSCAPES.things, 0)
+    return Task(settings, frequencies, CITYSCAPES.things, 0)
 
 
 def gradient(student: Segmenter) -> torch.Tensor:
@@ -107,23 +106,46 @@ def step_gradient(networks: Networks, overrides: dict[str, Any], step: int = 0) 
     ],
 )
 def test_each_loss_has_a_gradient(networks: Networks, key: str, value: float) -> None:
-    without = step_gradient(Networks(networks.student, networks.teacher, None), OFF)
+    without = step_gradient(dataclasses.replace(networks, imagenet=None), OFF)
     imagenet = networks.imagenet if "feature" in key else None
     changed = OFF | {key: value, "adapt.losses.target": 1.0}
-    difference = (
-        step_gradient(Networks(networks.student, networks.teacher, imagenet), changed) - without
-    )
+    difference = step_gradient(dataclasses.replace(networks, imagenet=imagenet), changed) - without
     assert without.norm() > 0
     assert difference.norm() > 1e-4 * without.norm()
     assert difference.isfinite().all()
 
 
-def test_uncertainty_is_above_zero_and_seeds_have_their_share(networks: Networks) -> None:
-    task = make_task({"adapt.uncertainty.statistic": "mutual_information"})
-    guidance = guide(networks.teacher, batches()[1], task, step=0)
+@pytest.mark.parametrize("correction", [0.0, 2.0])
+def test_uncertainty_is_above_zero_and_seeds_have_their_share(
+    networks: Networks, correction: float
+) -> None:
+    task = make_task(
+        {
+            "adapt.uncertainty.statistic": "mutual_information",
+            "adapt.uncertainty.correction": correction,
+            "adapt.teacher_momentum": 0.9,
+        }
+    )
+    before = torch.linspace(20, 1, CLASSES).double()
+    networks.predicted.take(before / before.sum())
+    guidance = guide(networks.teacher, networks.predicted, batches()[1], task, step=9)
     assert guidance.uncertainty is not None and guidance.seeds is not None
     assert (guidance.uncertainty > 1e-4).float().mean() > 0.5
-    for class_id, ratio in enumerate(task.ratios.tolist()):
+    ratios = task.ratios
+    if correction == 0:
+        assert guidance.predicted_shares is None
+    else:
+        assert guidance.predicted_shares is not None
+        labels = guidance.grid_labels[guidance.grid_labels != IGNORE]
+        batch = torch.bincount(labels, minlength=CLASSES) / len(labels)
+        torch.testing.assert_close(
+            guidance.predicted_shares, 0.9 * networks.predicted.shares + 0.1 * batch
+        )
+        ratios = corrected_ratios(
+            ratios, task.class_frequencies, guidance.predicted_shares, power=correction
+        )
+        assert (ratios < 0.9 * task.ratios).any() and (ratios > 1.1 * task.ratios).any()
+    for class_id, ratio in enumerate(ratios.tolist()):
         of_class = guidance.grid_labels == class_id
         count = int(of_class.sum())
         if count > task.settings.uncertainty.min_pixels:
@@ -133,11 +155,15 @@ def test_uncertainty_is_above_zero_and_seeds_have_their_share(networks: Networks
 
 def test_certainty_ceiling_removes_seeds(networks: Networks) -> None:
     target = batches()[1]
-    free = guide(networks.teacher, target, make_task(), 0)
+    free = guide(networks.teacher, networks.predicted, target, make_task(), 0)
     assert free.uncertainty is not None and free.seeds is not None
     ceiling = float(free.uncertainty[free.seeds].median())
     bound = guide(
-        networks.teacher, target, make_task({"adapt.uncertainty.max_uncertainty": ceiling}), 0
+        networks.teacher,
+        networks.predicted,
+        target,
+        make_task({"adapt.uncertainty.max_uncertainty": ceiling}),
+        0,
     )
     assert bound.seeds is not None
     assert 0 < bound.seeds.sum() < free.seeds.sum()
@@ -146,7 +172,7 @@ def test_certainty_ceiling_removes_seeds(networks: Networks) -> None:
 
 def test_rims_are_no_seeds_weigh_nothing_and_do_not_count_in_q(networks: Networks) -> None:
     target = batches()[1]
-    guidance = guide(networks.teacher, target, make_task(), 0)
+    guidance = guide(networks.teacher, networks.predicted, target, make_task(), 0)
     assert guidance.seeds is not None
     assert (guidance.pseudo.labels[:, -8:] == IGNORE).all()
     assert not guidance.pseudo.weights[:, -8:].any()
@@ -166,7 +192,7 @@ def test_training_drops_channels(networks: Networks, monkeypatch: pytest.MonkeyP
     if networks.student.detail is not None:
         fixed = [(0, 16), (32, 64)]
         monkeypatch.setattr(networks.student, "draw_corners", lambda *_: fixed)
-    alone = Networks(networks.student, networks.teacher, None)
+    alone = dataclasses.replace(networks, imagenet=None)
     first, other = (step_gradient(alone, OFF, step) for step in (0, 1))
     assert not torch.allclose(first, other)
     networks.student.dropout = 0.0
@@ -200,7 +226,7 @@ def test_computing_activations_twice_changes_no_statistics_and_no_gradient() -> 
         encoder = {"model.encoder": "resnet18d", "model.drop_path": 0.3}
         model = make_model(SMALL | encoder | {"model.checkpointing": checkpointing})
         student = Segmenter(model, CLASSES).train()
-        networks = Networks(student, create_teacher(student), None)
+        networks = Networks(student, create_teacher(student), None, PredictedShares(CLASSES))
         values = step_gradient(networks, {"adapt.losses.target": 1.0})
         found.append((values, dict(student.named_buffers())))
     torch.testing.assert_close(found[0][0], found[1][0])
@@ -213,7 +239,7 @@ def test_stochastic_depth_depends_on_the_step_alone() -> None:
     torch.manual_seed(0)
     model = make_model(SMALL | {"model.encoder": "resnet18d", "model.drop_path": 0.5})
     student = Segmenter(model, CLASSES).train()
-    networks = Networks(student, create_teacher(student), None)
+    networks = Networks(student, create_teacher(student), None, PredictedShares(CLASSES))
     student.dropout = 0.0
     first = step_gradient(networks, OFF, step=0)
     state = torch.get_rng_state()
@@ -302,7 +328,11 @@ def test_masked_images_cost_nothing_by_default_and_leave_the_statistics(
 def test_mixed_images_may_weigh_seeds_alone_with_the_same_mean(networks: Networks) -> None:
     target = batches()[1]
     guidance = guide(
-        networks.teacher, target, make_task({"adapt.uncertainty.weighting": "seeds"}), 0
+        networks.teacher,
+        networks.predicted,
+        target,
+        make_task({"adapt.uncertainty.weighting": "seeds"}),
+        0,
     )
     assert guidance.seeds is not None
     seeds = guidance_module.enlarge_mask(guidance.seeds, target.counted.shape[-2:])
@@ -332,7 +362,7 @@ def test_the_ensemble_may_be_the_resolutions(networks: Networks) -> None:
         "model.detail": [64, 32],
     }
     networks.teacher.dropout = 0.0
-    guidance = guide(networks.teacher, target, make_task(overrides), 0)
+    guidance = guide(networks.teacher, networks.predicted, target, make_task(overrides), 0)
     assert guidance.uncertainty is not None and guidance.seeds is not None
     assert (guidance.uncertainty > 1e-4).float().mean() > 0.5 and guidance.seeds.any()
 
@@ -381,7 +411,7 @@ def test_a_look_shows_what_the_step_works_with_and_changes_nothing(
 
     assert torch.equal(shown["target image"], target.images)
     assert torch.equal(shown["mixed image"], seen["last images"])  # mixing is the step's last pass
-    guidance = guide(networks.teacher, target, task, step=3)
+    guidance = guide(networks.teacher, networks.predicted, target, task, step=3)
     assert torch.equal(shown["pseudo labels (teacher)"], guidance.pseudo.labels)
     seeds = shown["seeds (teacher)"] != IGNORE
     assert torch.equal(shown["seeds (teacher)"][seeds], shown["pseudo labels (teacher)"][seeds])
@@ -411,9 +441,8 @@ def test_a_class_that_the_source_never_shows_is_finite_and_may_have_seeds(
     frequencies[5] = 0.0
     source, target = batches()
     source.labels[source.labels == 5] = IGNORE
-    ratios = keep_ratios(frequencies, beta=0.1)
-    assert ratios[5] == 1.0
-    task = dataclasses.replace(make_task(), ratios=ratios)
+    task = dataclasses.replace(make_task(), class_frequencies=frequencies)
+    assert task.ratios[5] == 1.0
     report = joint_step(networks, source, target, task, 0)
     scalars = [value for value in report.values() if value.dim() == 0]  # of no pixel: no share
     assert report["seeds"] > 0 and torch.stack(scalars).isfinite().all()

@@ -3,7 +3,12 @@ import math
 import pytest
 import torch
 
-from ssda.method.subdomains import keep_ratios, select_seeds
+from ssda.method.subdomains import (
+    PredictedShares,
+    corrected_ratios,
+    keep_ratios,
+    select_seeds,
+)
 
 
 def test_keep_ratios_equal_the_formula() -> None:
@@ -24,6 +29,35 @@ def test_keep_ratios_normalise_counts() -> None:
 def test_keep_ratios_reject_what_is_no_frequency(frequencies: list[float]) -> None:
     with pytest.raises(ValueError, match="class frequencies"):
         keep_ratios(torch.tensor(frequencies), beta=0.1)
+
+
+def test_a_class_predicted_twice_as_often_as_in_the_source_keeps_half() -> None:
+    frequencies = torch.tensor([60.0, 30.0, 10.0, 0.0])
+    ratios = torch.tensor([0.2, 0.3, 0.6, 1.0], dtype=torch.float64)
+    predicted = torch.tensor([0.35, 0.60, 0.0, 0.05], dtype=torch.float64)
+    corrected = corrected_ratios(ratios, frequencies, predicted, power=1.0).tolist()
+    assert corrected == pytest.approx([0.2 * 0.6 / 0.35, 0.3 / 2, 1.0, 1.0])
+    stronger = corrected_ratios(ratios, frequencies, predicted, power=2.0).tolist()
+    assert stronger == pytest.approx([0.2 * (0.6 / 0.35) ** 2, 0.3 / 4, 1.0, 1.0])
+    for shares, power in ((frequencies / 100, 2.0), (predicted, 0.0)):
+        same = corrected_ratios(ratios, frequencies, shares, power=power)
+        torch.testing.assert_close(same, ratios)
+
+
+def test_shares_of_the_predictions_are_a_moving_average() -> None:
+    predicted = PredictedShares(3)
+    labels = torch.tensor([[[0, 0, 0, 1], [255, 255, 255, 255]]])
+    first = predicted.after(labels, step=0, momentum=0.95)
+    assert first.tolist() == [0.75, 0.25, 0.0] and not predicted.shares.any()
+    predicted.take(first)
+    ones = torch.ones_like(labels)
+    assert predicted.after(ones, step=1, momentum=0.95).tolist() == [0.375, 0.625, 0.0]
+    late = predicted.after(ones, step=100, momentum=0.9)
+    assert late.tolist() == pytest.approx([0.675, 0.325, 0.0])
+    nothing = torch.full_like(labels, 255)
+    assert predicted.after(nothing, step=1, momentum=0.95).tolist() == first.tolist()
+    # As if it were the first step, where the steps before were left out.
+    assert PredictedShares(3).after(labels, step=3, momentum=0.9).tolist() == first.tolist()
 
 
 def slow_seeds(

@@ -108,7 +108,9 @@ def test_curves_and_pictures_are_there(workspace: Path) -> None:
     for name in ("source", "mix", "seed", "uncertainty", "trucrf", "feature_distance"):
         assert f"loss_{name}" in head
     assert first.startswith("1,") and second.startswith("2,")
-    assert "seed_share" in (metrics / "adapt/classes.csv").read_text()
+    shares = (metrics / "adapt/classes.csv").read_text().splitlines()
+    assert shares[0] == "step,class,seed_share,predicted_share"
+    assert len(shares) == 1 + 2 * 19
     assert "validation_miou_student" in (metrics / "adapt/validation.csv").read_text()
     picture = cv2.imread(str(metrics / "pictures.png"))
     assert picture is not None and picture.std() > 10
