@@ -88,7 +88,9 @@ VARIANTS: dict[str, Variant] = {
     "same_share": Variant(
         "full, as many seeds, the same share of each class", PAPER_RATIOS, balance="same"
     ),
-    "most_certain": Variant("full, as many seeds, the most certain of any class", balance="none"),
+    "most_certain": Variant(
+        "full, as many seeds, the most certain of any class", PAPER_RATIOS, balance="none"
+    ),
     **{
         f"correction_{name}": Variant(
             f"full, correction {power}", {"adapt.uncertainty.correction": power}
