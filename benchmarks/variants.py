@@ -35,16 +35,13 @@ class Variant:
 
 
 PAPER_RATIOS: Changes = {"adapt.uncertainty.correction": 0.0}
+# 0.35 of the default's time for adaptation.
+SHORT: Changes = {"adapt.iterations": 150, "images.crop": [192, 96]}
 SETTINGS: dict[str, Changes] = {
     "default": {},
-    # Cheap: 0.35 of the default's time for adaptation. Its runs are at half the learning rate of
-    # now, with ratios as in the paper.
-    "screen": PAPER_RATIOS
-    | {
-        "adapt.iterations": 150,
-        "images.crop": [192, 96],
-        "adapt.optimiser.learning_rate": 6e-4,
-    },
+    "short": SHORT,
+    # The same at half the learning rate, with ratios as in the paper.
+    "screen": {**SHORT, **PAPER_RATIOS, "adapt.optimiser.learning_rate": 6e-4},
 }
 
 NO_TARGET_LOSS: Changes = PAPER_RATIOS | {"adapt.losses.target": 0.0}  # so no seeds either
@@ -83,7 +80,8 @@ VARIANTS: dict[str, Variant] = {
         "full without uncertainty loss", {"adapt.losses.uncertainty": 0.0}
     ),
     "without_balance": Variant(
-        "full, every pixel a seed (so TruCRF rests)", {"adapt.uncertainty.beta": EVERY_PIXEL}
+        "full, every pixel a seed (so TruCRF rests)",
+        PAPER_RATIOS | {"adapt.uncertainty.beta": EVERY_PIXEL},
     ),
     "paper_ratios": Variant("full, ratios r_c as in the paper, not corrected", PAPER_RATIOS),
     "same_share": Variant(
@@ -116,7 +114,8 @@ VARIANTS: dict[str, Variant] = {
     ),
     "confident_pixels": Variant(
         "full, seeds: confidence >= 0.968, no balance",
-        {"adapt.uncertainty.beta": EVERY_PIXEL, "adapt.uncertainty.max_uncertainty": 0.032},
+        PAPER_RATIOS
+        | {"adapt.uncertainty.beta": EVERY_PIXEL, "adapt.uncertainty.max_uncertainty": 0.032},
     ),
     # Parts of class mixing and the seeds alone.
     "without_rare": Variant(
