@@ -24,9 +24,9 @@ from benchmarks.diagnostics import (
     classes,
     look,
     ranking,
-    rounded,
     seed_ratios,
 )
+from benchmarks.measure import rounded
 from benchmarks.streets import Streets, streets
 from benchmarks.variants import SETTINGS, VARIANTS
 from ssda.datasets.index import class_frequencies
@@ -89,7 +89,7 @@ def main() -> None:
             "images": arguments.batches * todo.params.adapt.batch_size,
             "courses": {n: [asdict(m) for m in moments] for n, moments in courses.items()},
         }
-        write_json(arguments.out, rounded(content))
+        write_json(arguments.out, rounded(content, 4))
         draw(arguments.plot, courses)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.ablation import job, network_path
+from benchmarks.measure import rounded
 from benchmarks.streets import Streets, streets
 from benchmarks.variants import SETTINGS, VARIANTS
 from ssda.datasets.batches import SourceBatch, TargetBatch
@@ -200,7 +201,7 @@ def main() -> None:
         "random_state": arguments.state,
         "images": arguments.batches * params.adapt.batch_size,
     }
-    write_json(arguments.out, head | {"networks": rounded(content)})
+    write_json(arguments.out, head | {"networks": rounded(content, 4)})
     for name, values in content.items():
         print(f"\n## {name}")
         for part, rows in values.items():
@@ -538,15 +539,6 @@ def _by_class(right: Tensor, labels: Tensor, where: Tensor) -> float:
         if (where & (labels == train_id)).any()
     ]
     return sum(shares) / len(shares)
-
-
-def rounded(value: object) -> object:
-    """The same dicts and lists, fractions to four digits."""
-    if isinstance(value, dict):
-        return {name: rounded(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [rounded(inner) for inner in value]
-    return round(value, 4) if isinstance(value, float) else value
 
 
 def table(title: str, rows: list[dict[str, object]]) -> str:

@@ -9,7 +9,7 @@ import argparse
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import matplotlib as mpl
 import numpy as np
 
 from benchmarks.ablation import RUNS, Result, read_results
+from benchmarks.measure import rounded
 from benchmarks.variants import VARIANTS
 from ssda.files import write_atomically, write_json, write_text
 
@@ -318,9 +319,11 @@ def main() -> None:
         texts.append(markdown(title, runs, arguments.reference))
         content[f"{setting} {difficulty:g}"] = {
             "commits": sorted({run.commit for run in runs}),
-            "variants": {row.variant: _rounded(row) for row in rows(runs, arguments.reference)},
+            "variants": {
+                row.variant: rounded(asdict(row), 3) for row in rows(runs, arguments.reference)
+            },
             "gap_closed": {
-                name: _rounded(closed)
+                name: rounded(asdict(closed), 3)
                 for name in VARIANTS
                 if (closed := gap_closure(runs, name)) is not None
             },
@@ -335,12 +338,6 @@ def main() -> None:
     write_json(SUMMARY, content)
     write_text(TABLES, "\n".join(texts))
     print("\n".join(texts))
-
-
-def _rounded(value: Any) -> Any:
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: _rounded(getattr(value, name)) for name in value.__dataclass_fields__}
-    return round(value, 3) if isinstance(value, float) else value
 
 
 if __name__ == "__main__":
