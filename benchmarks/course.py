@@ -157,7 +157,7 @@ def draw(path: Path, courses: dict[str, list[Moment]]) -> None:
         ),
     ):
         over_time.plot(steps, values, style, color=colour, label=label, markersize=4)
-    over_time.set_title(f"Right pseudo labels (%): {VARIANTS[first].says}", fontsize=9)
+    over_time.set_title(f"Right pseudo labels (%)\n{VARIANTS[first].says}", fontsize=9)
     over_time.set_xlabel("step of adaptation", fontsize=8)
 
     last = [row for row in moments[-1].classes if row.seeds_right is not None]
