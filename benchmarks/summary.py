@@ -332,6 +332,8 @@ def main() -> None:
         adapted = [r.random_state for r in described if VARIANTS[r.variant].training == "adapt"]
         if adapted and max(adapted.count(state) for state in adapted) >= COMPARED:
             texts.append(correlation_table(described))
+            if len(set(adapted)) == 1:
+                continue  # a plot of differences without intervals misleads
             draw_differences(PLOTS / f"{setting}-{difficulty:g}.png", title, runs, "full")
             best = next(c.indicator for c in correlations(described) if "labels" not in c.indicator)
             draw_indicator(PLOTS / f"{setting}-{difficulty:g}-indicator.png", described, best)
