@@ -27,12 +27,21 @@ def run(variant: str, state: int, test: float, **indicators: float) -> Result:
     )
 
 
-@pytest.mark.parametrize(("setting", "rate"), [("default", "rate_12"), ("screen", "rate_6")])
-def test_every_variant_is_valid_and_differs_from_all_others(setting: str, rate: str) -> None:
+@pytest.mark.parametrize(
+    ("setting", "rate", "same"),
+    [
+        ("default", "rate_12", ["rate_12"]),
+        ("short", "rate_12", ["rate_12"]),
+        ("screen", "rate_6", ["paper_ratios", "rate_6"]),
+    ],
+)
+def test_every_variant_is_valid_and_differs_from_all_others(
+    setting: str, rate: str, same: list[str]
+) -> None:
     keys = {name: job(setting, 1.0, name, 0, "data").key for name in VARIANTS}
-    # A rate of the list is that of the setting.
-    assert [name for name in keys if name != "full" and keys[name] == keys["full"]] == [rate]
-    own = {name: key for name, key in keys.items() if not name.endswith(rate)}
+    # What a variant changes may be the setting's own.
+    assert [name for name in keys if name != "full" and keys[name] == keys["full"]] == same
+    own = {name: k for name, k in keys.items() if name not in same and not name.endswith(rate)}
     assert len(set(own.values())) == len(own)
     assert job(setting, 1.0, "full", 1, "data").key != keys["full"]
     assert job(setting, 1.0, "full", 0, "other data").key != keys["full"]
