@@ -217,7 +217,6 @@ def _run(task: tuple[Job, Streets, int]) -> Result:
     params = job.params
     training = VARIANTS[job.variant].training
     started = time.monotonic()
-    frequencies = torch.from_numpy(class_frequencies([data.source])).float()
     steps = params.pretrain.iterations + params.adapt.iterations
     if training == "source":
         network = trained(params, data.source, steps)
@@ -236,6 +235,7 @@ def _run(task: tuple[Job, Streets, int]) -> Result:
     network.eval()
     path = network_path(job.setting, job.difficulty, job.variant, job.random_state)
     save_network(path, network, params.model, CITYSCAPES)
+    frequencies = torch.from_numpy(class_frequencies([data.source])).float()
     indicators = label_free_indicators(network, data.target, frequencies, params)
     validation = scored(network, data.validation, params)
     test = scored(network, data.report, params)

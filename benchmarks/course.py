@@ -4,7 +4,7 @@ Labels are read here to understand, never to train or to choose. Adapts anew, an
 looks at a copy of the teacher: are the seeds that the method would choose right more often than
 other pixels, class by class, and which classes does adaptation win or lose?
 
-    python -m benchmarks.course full paper_ratios most_certain --state 1
+    python -m benchmarks.course paper_ratios full most_certain --state 1
 """
 
 from __future__ import annotations

@@ -16,19 +16,16 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 from torchvision.io import decode_image
 
 from benchmarks.made_up import convert_game, write_game
 from benchmarks.measure import Answer, describe_machine, interleave, report
-from benchmarks.step import create_setting, describe
+from benchmarks.step import create_setting, describe, made_up_task
 from ssda.datasets.index import Index
 from ssda.datasets.loading import SourceSamples, TargetSamples, source_batches, target_batches
 from ssda.engine.training import create_optimiser
-from ssda.labels import CITYSCAPES
 from ssda.method.adaptation import joint_step
-from ssda.method.guidance import Task
 from ssda.params import Params, load_params
 
 Item = TypeVar("Item")
@@ -111,8 +108,7 @@ def share_of_waiting(index: Index, params: Params, steps: int) -> Answer:
     source, target = samples_of(index, params)
     optimiser = create_optimiser(networks.student, params.adapt.optimiser)
     device = networks.student.device
-    frequencies = torch.arange(1, CITYSCAPES.num_classes + 1, device=device)
-    task = Task(params.adapt, frequencies, CITYSCAPES.things, 0)
+    task = made_up_task(params, device)
     workers = params.runtime.workers
     waits: list[float] = []
     pairs = zip(

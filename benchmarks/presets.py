@@ -24,13 +24,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import describe_machine, peak_mib
-from benchmarks.step import random_batches
+from benchmarks.step import made_up_task, random_batches
 from ssda.engine.device import pick_device
 from ssda.engine.training import create_optimiser
 from ssda.files import write_json
 from ssda.labels import CITYSCAPES
 from ssda.method.adaptation import Networks, joint_step
-from ssda.method.guidance import Task
 from ssda.method.losses import labelling_loss
 from ssda.method.source import frozen_encoder, mixed_precision, stochastic_pass
 from ssda.method.subdomains import PredictedShares
@@ -141,8 +140,7 @@ def measure(params: Params, steps: int) -> dict[str, Any]:
         imagenet = frozen_encoder(create_teacher(student.encoder))
     predicted = PredictedShares(CITYSCAPES.num_classes).to(device)
     networks = Networks(student, teacher, imagenet, predicted)
-    frequencies = torch.arange(1, CITYSCAPES.num_classes + 1, device=device)
-    task = Task(params.adapt, frequencies, CITYSCAPES.things, params.random_state)
+    task = made_up_task(params, device)
     source, target = random_batches(params, device)
     optimiser = create_optimiser(student, params.adapt.optimiser)
 

@@ -100,12 +100,17 @@ def random_batches(params: Params, device: torch.device) -> tuple[SourceBatch, T
     return source, TargetBatch(images[1].to(device), counted.to(device))
 
 
+def made_up_task(params: Params, device: torch.device) -> Task:
+    """A task whose classes are the more frequent in the source the later they come."""
+    frequencies = torch.arange(1, CITYSCAPES.num_classes + 1, device=device)
+    return Task(params.adapt, frequencies, CITYSCAPES.things, params.random_state)
+
+
 def whole_step(setting: Setting) -> Callable[[], None]:
     """A joint step with everything on, optimiser and teacher's update included."""
     params, networks = setting.params, setting.networks
     optimiser = create_optimiser(networks.student, params.adapt.optimiser)
-    frequencies = torch.arange(1, CITYSCAPES.num_classes + 1, device=networks.student.device)
-    task = Task(params.adapt, frequencies, CITYSCAPES.things, params.random_state)
+    task = made_up_task(params, networks.student.device)
 
     def step() -> None:
         optimiser.zero_grad()
