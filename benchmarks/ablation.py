@@ -157,7 +157,7 @@ def run_key(variant: Variant, pretraining: Params, params: Params, digest: str) 
         facts.append(_facts(params, (*PRETRAINING, "adapt")))
         if variant.balance != "method":
             facts.append(variant.balance)
-    elif variant.training in ("source", "labelled"):
+    elif variant.training in ("source", "labelled", "then_labelled"):
         facts += [_facts(params, PRETRAINING), params.adapt.iterations]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
@@ -205,7 +205,7 @@ def pretrained(params: Params, data: Streets) -> Segmenter:
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.is_file():
-            network = trained(params, data.source, params.pretrain.iterations)
+            network = trained(imagenet(params), data.source, params, params.pretrain.iterations)
             save_network(path, network, params.model, CITYSCAPES)
     return load_network(path)[0]
 
@@ -219,13 +219,15 @@ def _run(task: tuple[Job, Streets, int]) -> Result:
     started = time.monotonic()
     steps = params.pretrain.iterations + params.adapt.iterations
     if training == "source":
-        network = trained(params, data.source, steps)
+        network = trained(imagenet(params), data.source, params, steps)
     elif training == "labelled":
-        network = trained(params, data.labelled, steps)
+        network = trained(imagenet(params), data.labelled, params, steps)
     else:
         network = pretrained(job.pretraining, data)
         network.to(pick_device(params.runtime.device))
-        if training == "statistics":
+        if training == "then_labelled":
+            trained(network, data.labelled, params, params.adapt.iterations)
+        elif training == "statistics":
             use_target_statistics(network, data.target, params)
         elif training == "adapt":
             networks = start_networks(network, data.target, params)
@@ -261,12 +263,16 @@ def variant_steps(
         yield from adapt_steps(networks, [data.source], data.target, params, CITYSCAPES)
 
 
-def trained(params: Params, index: Index, steps: int) -> Segmenter:
-    """A network trained on a labelled split for so many steps."""
+def imagenet(params: Params) -> Segmenter:
+    """The network that pretraining starts from."""
+    network = imagenet_network(params, CITYSCAPES.num_classes)
+    return network.to(pick_device(params.runtime.device))
+
+
+def trained(network: Segmenter, index: Index, params: Params, steps: int) -> Segmenter:
+    """The network, trained on a labelled split for so many steps."""
     pretrain = params.pretrain.model_copy(update={"iterations": steps})
     params = params.model_copy(update={"pretrain": pretrain})
-    network = imagenet_network(params, CITYSCAPES.num_classes)
-    network.to(pick_device(params.runtime.device))
     for _ in pretrain_steps(network, [index], params):
         pass
     return network
