@@ -17,6 +17,7 @@ from ssda.method.subdomains import (
     PredictedShares,
     corrected_ratios,
     keep_ratios,
+    label_counts,
     select_seeds,
 )
 from ssda.method.teacher import PseudoLabels, pseudo_labels
@@ -156,11 +157,10 @@ def indicators(guidance: Guidance, num_classes: int) -> dict[str, Tensor]:
     """Label-free indicators of how adaptation goes."""
     report = {"certain_share": guidance.pseudo.certain_share, "entropy": averaged(guidance.entropy)}
     if guidance.uncertainty is not None and guidance.seeds is not None:
-        flat = guidance.grid_labels.flatten()
-        counts = guidance.entropy.new_zeros(2, IGNORE + 1)
-        counts[0].index_add_(0, flat, torch.ones_like(flat, dtype=counts.dtype))
-        counts[1].index_add_(0, flat, guidance.seeds.flatten().to(counts.dtype))
-        counts = summed(counts)
+        seed_labels = guidance.grid_labels.masked_fill(~guidance.seeds, IGNORE)
+        counts = summed(
+            torch.stack([label_counts(guidance.grid_labels), label_counts(seed_labels)])
+        )
         report["uncertainty"] = averaged(guidance.uncertainty.mean())
         report["seeds"] = averaged(guidance.seeds.float().mean())
         report["seed_share"] = (counts[1] / counts[0])[:num_classes]

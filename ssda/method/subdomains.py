@@ -34,6 +34,13 @@ def keep_ratios(class_frequencies: Tensor, *, beta: float) -> Tensor:
     return (beta * (1.0 - shares.log())).clamp_max(1.0)
 
 
+def label_counts(labels: Tensor) -> Tensor:
+    """Pixels of each label, (256,) int64, of integer labels of any shape in [0, 255]."""
+    flat = labels.flatten().long()
+    counts = torch.zeros(IGNORE + 1, dtype=torch.int64, device=flat.device)
+    return counts.index_add_(0, flat, torch.ones_like(flat))
+
+
 class PredictedShares(nn.Module):
     """Running share p_c of each class among the teacher's pseudo labels.
 
@@ -59,7 +66,7 @@ class PredictedShares(nn.Module):
             step: number of the step, t, from 0.
             momentum: a; the moving average keeps min(a, t / (t + 1)) of what it has.
         """
-        counts = _counts(labels.flatten())[: len(self.shares)].double()
+        counts = label_counts(labels)[: len(self.shares)].double()
         kept = min(momentum, step / (step + 1))
         shares = kept * self.shares + (1.0 - kept) * counts / counts.sum().clamp_min(1.0)
         return shares / shares.sum().clamp_min(SMALLEST_SHARE)  # 0 so far after steps left out
@@ -117,7 +124,7 @@ def select_seeds(
     flat = labels.flatten().long()
     keys = _certainty_keys(flat, uncertainty.flatten(), confidence.flatten())
     order = torch.argsort(keys, stable=True)
-    counts = _counts(flat)
+    counts = label_counts(flat)
     first = counts.cumsum(0) - counts
     quota = torch.zeros(IGNORE + 1, dtype=torch.int64, device=flat.device)
     known = len(ratios)
@@ -128,13 +135,6 @@ def select_seeds(
     seeds = torch.empty(len(flat), dtype=torch.bool, device=flat.device)
     seeds[order] = rank < quota[ordered]
     return seeds.view(labels.shape)
-
-
-def _counts(labels: Tensor) -> Tensor:
-    """Pixels of each label, (256,) int64, of labels (M,)."""
-    flat = labels.long()
-    counts = torch.zeros(IGNORE + 1, dtype=torch.int64, device=flat.device)
-    return counts.index_add_(0, flat, torch.ones_like(flat))
 
 
 def _certainty_keys(labels: Tensor, uncertainty: Tensor, confidence: Tensor) -> Tensor:
