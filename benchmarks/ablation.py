@@ -4,7 +4,7 @@ Every finished run is a line of a JSON-lines file, which is replaced as a whole;
 runs only what is missing. A line belongs to a hash of the parameters and the data: a run of other
 ones replaces it. Tune by the validation streets; the test streets are for the report.
 
-    python -m benchmarks.ablation --setting screen --states 0 1 2 --jobs 2
+    python -m benchmarks.ablation --setting short --states 0 1 2 --jobs 2
     python -m benchmarks.summary
 """
 

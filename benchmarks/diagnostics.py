@@ -4,7 +4,7 @@ Labels are read here to understand, never to train or to choose. Networks are th
 `benchmarks.ablation` leaves below .ssda/benchmarks/networks; the first one's seeds divide the
 pixels of all.
 
-    python -m benchmarks.diagnostics reestimated full without_trucrf --setting screen
+    python -m benchmarks.diagnostics reestimated full without_trucrf --setting short
 """
 
 from __future__ import annotations

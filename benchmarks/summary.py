@@ -20,10 +20,13 @@ from benchmarks.ablation import RUNS, Result, read_results
 from benchmarks.measure import rounded
 from benchmarks.variants import VARIANTS
 from ssda.files import write_atomically, write_json, write_text
+from ssda.labels import CITYSCAPES
 
 SUMMARY = Path("benchmarks/results/ablation.json")
 TABLES = Path("benchmarks/results/ablation.md")
 PLOTS = Path("docs/ablation")
+BY_CLASS = ("mixing", "paper_ratios", "full", "oracle")
+"""Variants that are compared class by class."""
 COMPARED = 5
 """Adapted runs of one random state from which on plots and correlations tell something."""
 # 97.5 % quantile of Student's t by degrees of freedom, from 1.
@@ -225,6 +228,35 @@ def markdown(title: str, results: Sequence[Result], reference: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def class_table(results: Sequence[Result], variants: Sequence[str]) -> str | None:
+    """Markdown: IoU of each class on the test streets.
+
+    Over the random states that have all the variants; None without any.
+    """
+    runs = {(run.variant, run.random_state): run.test for run in results}
+    states = [
+        state
+        for state in sorted({run.random_state for run in results})
+        if all((variant, state) in runs for variant in variants)
+    ]
+    if not states:
+        return None
+    lines = [
+        f"IoU on the test streets in per cent ± standard deviation, {len(states)} random states:",
+        "",
+        f"| class | {' | '.join(f'`{variant}`' for variant in variants)} |",
+        "| --- |" + " --- |" * len(variants),
+    ]
+    for index, name in enumerate(CITYSCAPES.names):
+        cells: list[str] = []
+        for variant in variants:
+            values = [runs[variant, state].iou[index] for state in states]
+            known = [value for value in values if value is not None]
+            cells.append(_cell(estimate(known) if known else None))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def correlation_table(results: Sequence[Result]) -> str:
     """Markdown."""
     lines = [
@@ -317,6 +349,7 @@ def main() -> None:
         runs = [run for run in results if (run.setting, run.difficulty) == (setting, difficulty)]
         title = f"Setting {setting}, difficulty {difficulty:g}"
         texts.append(markdown(title, runs, arguments.reference))
+        texts += filter(None, [class_table(runs, BY_CLASS)])
         content[f"{setting} {difficulty:g}"] = {
             "commits": sorted({run.commit for run in runs}),
             "variants": {
