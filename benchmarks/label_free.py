@@ -5,13 +5,17 @@ To choose between networks (checkpoints, settings) one number is wanted that goe
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from ssda.datasets.index import Index
-from ssda.engine.evaluation import SCORE_IMAGES, image_batches, label_free_score, spread
+from ssda.engine.evaluation import (
+    SCORE_IMAGES,
+    class_shift,
+    image_batches,
+    label_free_score,
+    spread,
+)
 from ssda.method.uncertainty import entropy, mutual_information
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
@@ -36,9 +40,10 @@ def label_free_indicators(
         entropy: mean entropy of a pixel's prediction.
         mutual_information: mean over K passes with dropout.
         diversity: entropy of the mean prediction.
-        information: the label-free score, diversity - entropy.
+        information: diversity - entropy.
         flip_agreement: share of pixels whose class is the same in the mirrored image.
         class_shift: Kullback-Leibler divergence of the predicted class shares from the source's.
+        label_free_score: information - class_shift, as the pipeline logs it.
     """
     samples = spread(target, SCORE_IMAGES, params)
     settings = params.adapt.uncertainty
@@ -69,10 +74,10 @@ def label_free_indicators(
     means = {name: float(total) / pixels for name, total in sums.items()}
     shares = mean_prediction / pixels
     diversity = float(entropy(shares, 0))
-    reference = source_frequencies.to(device).clamp_min(1e-6)
-    shift = (shares * (shares.clamp_min(1e-9) / reference).log()).sum() / math.log(2)
+    shift = class_shift(shares, source_frequencies.to(shares))
     return means | {
         "diversity": diversity,
-        "information": label_free_score(network, target, params),
+        "information": diversity - means["entropy"],
         "class_shift": float(shift),
+        "label_free_score": label_free_score(network, target, source_frequencies, params),
     }

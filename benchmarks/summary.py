@@ -223,7 +223,7 @@ def markdown(title: str, results: Sequence[Result], reference: str) -> str:
         lines += [
             f"| `{name}` | {closed.mean:.0%} | {closed.states} |"
             for name, closed in closures.items()
-            if VARIANTS[name].training in ("statistics", "adapt")
+            if VARIANTS[name].training in ("statistics", "adapt", "then_labelled")
         ]
     return "\n".join(lines) + "\n"
 

@@ -140,6 +140,7 @@ VARIANTS: dict[str, Variant] = {
         for suffix, statistic in STATISTICS.items()
     },
     "seed_3": Variant("full, w_seed = 3", {"adapt.losses.seed": 3.0}),
+    "seed_10": Variant("full, w_seed = 10", {"adapt.losses.seed": 10.0}),
     "trucrf_1": Variant("full, w_crf = 1", {"adapt.trucrf.weight": 1.0}),
     **{
         f"rate_{name}": Variant(

@@ -21,10 +21,12 @@ def adapt(params: Params) -> None:
     Goes on where an earlier start was stopped. Raises ValueError for a user's mistake,
     FloatingPointError where training diverges.
     """
+    import torch
+
     from pipeline.report import describe, follow, told
     from pipeline.resume import kept_state
     from pipeline.tracking import register_model, stage_run
-    from ssda.datasets.index import check_raw_files, read_index, read_sources
+    from ssda.datasets.index import check_raw_files, class_frequencies, read_index, read_sources
     from ssda.engine.adapting import adapt_steps, start_networks
     from ssda.engine.checkpoints import load_network, save_network
     from ssda.engine.device import pick_device
@@ -41,6 +43,7 @@ def adapt(params: Params) -> None:
     validation = read_index(TARGET_VALIDATION)
     for index in (*sources, target):
         check_raw_files(index)
+    frequencies = torch.from_numpy(class_frequencies(sources))
     student, space = load_network(PRETRAINED)
 
     def validate() -> dict[str, float | None]:
@@ -49,7 +52,7 @@ def adapt(params: Params) -> None:
             "validation_miou_student": validation_score(
                 networks.student, validation, params, space
             ),
-            "label_free_score": label_free_score(networks.teacher, target, params),
+            "label_free_score": label_free_score(networks.teacher, target, frequencies, params),
         }
 
     with (

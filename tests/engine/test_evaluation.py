@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from ssda.datasets.index import Index, Record
-from ssda.engine.evaluation import label_free_score, predict, predict_labels, score
+from ssda.engine.evaluation import class_shift, label_free_score, predict, predict_labels, score
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Windows
@@ -95,7 +95,7 @@ def test_scoring_keeps_one_batch_of_images(network: Segmenter, windows: Windows 
     assert most <= 2
 
 
-def test_the_label_free_score_is_the_information_of_pixel_and_class(
+def test_the_label_free_score_is_information_less_the_shift_of_classes(
     network: Segmenter, tmp_path: Path
 ) -> None:
     shots = images(64, 96, 5)
@@ -103,9 +103,22 @@ def test_the_label_free_score_is_the_information_of_pixel_and_class(
         cv2.imwrite(str(tmp_path / f"{i}.png"), shot.flip(0).permute(1, 2, 0).numpy())
     records = tuple(Record(f"{i}", f"{i}.png", 0, None, 96, 64, None) for i in range(5))
     index = Index(tmp_path, tmp_path, CITYSCAPES, records)
+    params = make_params({"images.target_size": None})
     p = predict(network, shots).softmax(1).double().transpose(0, 1).flatten(1)
     mean = p.mean(1)
-    expected = -(mean * mean.log2()).sum() + (p * p.log2()).sum(0).mean()
-    information = label_free_score(network, index, make_params({"images.target_size": None}))
-    assert information == pytest.approx(float(expected), rel=1e-4)
+    information = -(mean * mean.log2()).sum() + (p * p.log2()).sum(0).mean()
     assert information > 0.0
+    unmoved = label_free_score(network, index, mean, params)
+    assert unmoved == pytest.approx(float(information), rel=1e-4)
+    frequencies = torch.tensor([0.2, 0.2, 0.2, 0.4, 0.0], dtype=torch.float64)
+    shift = (mean * (mean / frequencies.clamp_min(1e-6)).log2()).sum()
+    assert shift > 0.0
+    moved = label_free_score(network, index, frequencies, params)
+    assert moved == pytest.approx(float(information - shift), rel=1e-4)
+
+
+def test_a_class_that_is_never_predicted_shifts_by_a_finite_number() -> None:
+    shares = torch.tensor([0.0, 1.0])
+    assert class_shift(shares, torch.tensor([0.5, 0.5])) == pytest.approx(1.0)
+    assert class_shift(shares, shares) == 0.0
+    assert 0.0 < class_shift(shares, torch.tensor([1.0, 0.0])) < 25.0
