@@ -290,7 +290,10 @@ def _signed(value: Estimate | None) -> str:
 
 
 def draw_differences(path: Path, title: str, results: Sequence[Result], reference: str) -> None:
-    """Paired differences on the validation streets with their intervals, best on top."""
+    """Paired differences on the validation streets with their intervals, best on top.
+
+    Hollow: of one random state, so without an interval.
+    """
     from matplotlib import pyplot
 
     table = [
@@ -301,12 +304,12 @@ def draw_differences(path: Path, title: str, results: Sequence[Result], referenc
     table.sort(key=lambda row: row[0].mean)
     figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.24 * len(table)), layout="constrained")
     for height, (difference, _) in enumerate(table):
-        axes.errorbar(
-            difference.mean, height, xerr=difference.interval or 0, fmt="o", color="tab:blue"
-        )
+        half, face = difference.interval, "white" if difference.interval is None else "tab:blue"
+        axes.errorbar(difference.mean, height, xerr=half, fmt="o", color="tab:blue", mfc=face)
     axes.axvline(0, color="grey", linewidth=1)
     axes.set_yticks(range(len(table)), [says for _, says in table], fontsize=8)
-    axes.set_xlabel("mIoU on the validation streets, difference to the full method", fontsize=8)
+    label = "mIoU on the validation streets, difference to the full method"
+    axes.set_xlabel(f"{label}\n95 % interval; hollow: one random state", fontsize=8)
     axes.set_title(title, fontsize=9)
     write_atomically(path, lambda partial: figure.savefig(partial, dpi=90))
     pyplot.close(figure)
