@@ -129,8 +129,7 @@ def main() -> None:
     context = multiprocessing.get_context("fork")
     with context.Pool(arguments.jobs, signal.signal, default) as pool:
         for result in pool.imap_unordered(_run, [(j, data, threads) for j in missing]):
-            # Read again: another process may have added runs.
-            write_results(arguments.out, [*read_results(arguments.out), result])
+            add_result(arguments.out, result)
             validation = f"{result.validation.miou:5.1f}" if result.validation else "    -"
             print(
                 f"{result.variant:24} {result.random_state:3}  validation {validation}  "
@@ -300,6 +299,14 @@ def read_results(path: Path) -> list[Result]:
                 values[name] = Score(values[name]["miou"], tuple(values[name]["iou"]))
         results.append(Result(**values))
     return results
+
+
+def add_result(path: Path, result: Result) -> None:
+    """Add a run to a file that other processes may add to at the same time."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "results.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_results(path, [*read_results(path), result])
 
 
 def write_results(path: Path, results: Iterable[Result]) -> None:

@@ -1,10 +1,11 @@
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.ablation import Result, Score, job, read_results, write_results
+from benchmarks.ablation import Result, Score, add_result, job, read_results, write_results
 from benchmarks.controls import balanced, most_certain, same_share
 from benchmarks.summary import class_table, correlations, estimate, gap_closure, rows
 from benchmarks.variants import SETTINGS, VARIANTS
@@ -47,6 +48,17 @@ def test_a_run_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
     other = replace(RUN, random_state=1, validation=None)
     write_results(path, [RUN, other, replace(RUN, key="new")])
     assert read_results(path) == [replace(RUN, key="new"), other]
+
+
+def test_processes_that_add_runs_at_once_lose_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.ablation.FOLDER", tmp_path / "locks")
+    path = tmp_path / "runs.jsonl"
+    runs = [replace(RUN, random_state=state) for state in range(16)]
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        pool.starmap(add_result, [(path, result) for result in runs], chunksize=1)
+    assert read_results(path) == runs
 
 
 def test_differences_are_taken_state_by_state() -> None:
