@@ -11,7 +11,6 @@ ones replaces it. Tune by the validation streets; the test streets are for the r
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
 import math
@@ -33,6 +32,7 @@ from benchmarks.controls import balanced
 from benchmarks.label_free import label_free_indicators
 from benchmarks.streets import FOLDER, Streets, parameters, streets
 from benchmarks.variants import SETTINGS, VARIANTS, Variant
+from pipeline.repository import locked
 from ssda.datasets.index import Index, class_frequencies
 from ssda.datasets.loading import EvaluationSamples
 from ssda.engine.adapting import adapt_steps, start_networks, use_target_statistics
@@ -200,9 +200,7 @@ def _leave(signal_number: int, frame: FrameType | None) -> None:
 def pretrained(params: Params, data: Streets) -> Segmenter:
     """The pretrained network that variants share; whoever needs it first trains it."""
     path = pretrained_path(params, data.digest)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.with_suffix(".lock")):
         if not path.is_file():
             network = trained(imagenet(params), data.source, params, params.pretrain.iterations)
             save_network(path, network, params.model, CITYSCAPES)
@@ -303,9 +301,7 @@ def read_results(path: Path) -> list[Result]:
 
 def add_result(path: Path, result: Result) -> None:
     """Add a run to a file that other processes may add to at the same time."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with (FOLDER / "results.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(FOLDER / "results.lock"):
         write_results(path, [*read_results(path), result])
 
 

@@ -9,13 +9,7 @@ import torch
 from torch import Tensor
 
 from ssda.datasets.index import Index
-from ssda.engine.evaluation import (
-    SCORE_IMAGES,
-    class_shift,
-    image_batches,
-    label_free_score,
-    spread,
-)
+from ssda.engine.evaluation import SCORE_IMAGES, class_shift, image_batches, spread
 from ssda.method.uncertainty import entropy, mutual_information
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
@@ -43,7 +37,7 @@ def label_free_indicators(
         information: diversity - entropy.
         flip_agreement: share of pixels whose class is the same in the mirrored image.
         class_shift: Kullback-Leibler divergence of the predicted class shares from the source's.
-        label_free_score: information - class_shift, as the pipeline logs it.
+        label_free_score: information - class_shift, what `ssda.engine.evaluation` gives.
     """
     samples = spread(target, SCORE_IMAGES, params)
     settings = params.adapt.uncertainty
@@ -74,10 +68,11 @@ def label_free_indicators(
     means = {name: float(total) / pixels for name, total in sums.items()}
     shares = mean_prediction / pixels
     diversity = float(entropy(shares, 0))
-    shift = class_shift(shares, source_frequencies.to(shares))
+    information = diversity - means["entropy"]
+    shift = float(class_shift(shares, source_frequencies.to(shares)))
     return means | {
         "diversity": diversity,
-        "information": diversity - means["entropy"],
-        "class_shift": float(shift),
-        "label_free_score": label_free_score(network, target, source_frequencies, params),
+        "information": information,
+        "class_shift": shift,
+        "label_free_score": information - shift,
     }

@@ -103,14 +103,19 @@ def gap_closure(results: Sequence[Result], variant: str) -> Estimate | None:
     random states that have all three; None without any.
     """
     scores = {(run.variant, run.random_state): run.test.miou for run in results}
-    states = sorted({run.random_state for run in results})
     closed = [
         (scores[variant, state] - scores["source_longer", state])
         / (scores["oracle", state] - scores["source_longer", state])
-        for state in states
-        if all((name, state) in scores for name in (variant, "source_longer", "oracle"))
+        for state in states_with(results, (variant, "source_longer", "oracle"))
     ]
     return estimate(closed) if closed else None
+
+
+def states_with(results: Sequence[Result], variants: Sequence[str]) -> list[int]:
+    """The random states that have all the variants, sorted."""
+    there = {(run.variant, run.random_state) for run in results}
+    states = sorted({run.random_state for run in results})
+    return [state for state in states if all((name, state) in there for name in variants)]
 
 
 @dataclass(frozen=True)
@@ -234,11 +239,7 @@ def class_table(results: Sequence[Result], variants: Sequence[str]) -> str | Non
     Over the random states that have all the variants; None without any.
     """
     runs = {(run.variant, run.random_state): run.test for run in results}
-    states = [
-        state
-        for state in sorted({run.random_state for run in results})
-        if all((variant, state) in runs for variant in variants)
-    ]
+    states = states_with(results, variants)
     if not states:
         return None
     lines = [
