@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,14 +10,13 @@ import torch
 from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.datasets.index import Index, class_frequencies
 from ssda.datasets.loading import (
-    EvaluationSamples,
     SourceSamples,
     TargetSamples,
     batch_files,
     source_batches,
     target_batches,
 )
-from ssda.engine.evaluation import image_batches
+from ssda.engine.evaluation import image_batches, spread
 from ssda.engine.training import Progress, StepRecord, create_optimiser, train
 from ssda.labels import LabelSpace
 from ssda.method.adaptation import Networks, joint_step, look
@@ -38,8 +36,7 @@ STATISTICS_IMAGES = 500
 
 def use_target_statistics(network: Segmenter, target: Index, params: Params) -> None:
     """Replace the network's running statistics by those of target images ("AdaBN")."""
-    records = target.records[:: max(1, len(target.records) // STATISTICS_IMAGES)]
-    samples = EvaluationSamples(replace(target, records=records), params.images.target_size)
+    samples = spread(target, STATISTICS_IMAGES, params)
     count = 0
 
     def run(images: torch.Tensor) -> None:

@@ -1,7 +1,7 @@
 """Bayesian uncertainty (StaIA): how much an ensemble of K stochastic passes leaves open.
 
-K passes of the teacher with dropout give p_k. Three statistics of them rank the pixels; METHOD of
-each: equation in its docstring. Entropies are in bits.
+K passes of the teacher with dropout give p_k. Three statistics of them rank the pixels; the
+docstring of each has its equation. Entropies are in bits.
 """
 
 from __future__ import annotations

@@ -9,7 +9,14 @@ import torch
 from torch.nn import functional
 
 from ssda.datasets.index import Index, Record
-from ssda.engine.evaluation import class_shift, label_free_score, predict, predict_labels, score
+from ssda.engine.evaluation import (
+    class_shift,
+    label_free_score,
+    predict,
+    predict_labels,
+    score,
+    spread,
+)
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Windows
@@ -115,6 +122,17 @@ def test_the_label_free_score_is_information_less_the_shift_of_classes(
     assert shift > 0.0
     moved = label_free_score(network, index, frequencies, params)
     assert moved == pytest.approx(float(information - shift), rel=1e-4)
+
+
+@pytest.mark.parametrize(("images", "taken"), [(4, [0, 1, 2, 3]), (5, [0, 2, 4]), (9, [0, 3, 6])])
+def test_images_are_spread_over_a_split_and_never_more_than_asked_for(
+    images: int, taken: list[int]
+) -> None:
+    records = tuple(Record(f"{i}", f"{i}.png", 0, f"{i}.png", 8, 8, None) for i in range(images))
+    index = Index(Path("raw"), Path("raw"), CITYSCAPES, records)
+    found = spread(index, 4, make_params()).index.records
+    assert [record.name for record in found] == [f"{i}" for i in taken]
+    assert all(record.label is None for record in found)
 
 
 def test_a_class_that_is_never_predicted_shifts_by_a_finite_number() -> None:
