@@ -322,6 +322,7 @@ def draw_indicator(path: Path, results: Sequence[Result], indicator: str) -> Non
 
     adapted = [result for result in results if VARIANTS[result.variant].training == "adapt"]
     figure, axes = pyplot.subplots(figsize=(4.5, 3), layout="constrained")
+    axes.set_prop_cycle(color=mpl.color_sequences["tab20"])  # more states than usual colours
     for state in sorted({result.random_state for result in adapted}):
         runs = [result for result in adapted if result.random_state == state]
         axes.scatter(

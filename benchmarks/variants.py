@@ -133,7 +133,7 @@ VARIANTS: dict[str, Variant] = {
     },
     **{
         f"seeds_most_certain{suffix}": Variant(
-            f"the same without balance, by {statistic.replace('_', ' ')}",
+            f"mixing and seeds alone, no balance, by {statistic.replace('_', ' ')}",
             SEEDS_ALONE | {"adapt.uncertainty.statistic": statistic},
             balance="none",
         )
