@@ -109,9 +109,6 @@ VARIANTS: dict[str, Variant] = {
     "threshold_90": Variant(
         "full, certain from a confidence of 0.9", {"adapt.uncertainty.confidence_threshold": 0.9}
     ),
-    "plain_target": Variant(
-        "full, target images not jittered", {"adapt.augmentation.jitter_target": False}
-    ),
     "confident_pixels": Variant(
         "full, seeds: confidence >= 0.968, no balance",
         PAPER_RATIOS
