@@ -1,9 +1,13 @@
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import torch
+from torch import Tensor
 
+from ssda.datasets.index import Index, Record
+from ssda.labels import CITYSCAPES
 from ssda.params import Model, Params
 from ssda.sections import read_yaml, validate
 
@@ -30,6 +34,16 @@ def make_params(overrides: dict[str, Any] | None = None) -> Params:
 def make_model(overrides: dict[str, Any] | None = None) -> Model:
     """The default network's parameters with overrides."""
     return make_params(overrides).model
+
+
+def unlabelled_index(folder: Path, images: Tensor) -> Index:
+    """Images (N, 3, H, W) uint8 as PNGs in a folder, and the split that they make."""
+    height, width = images.shape[-2:]
+    for i, image in enumerate(images):
+        cv2.imwrite(str(folder / f"{i}.png"), image.flip(0).permute(1, 2, 0).numpy())
+    names = [f"{i}" for i in range(len(images))]
+    records = tuple(Record(name, f"{name}.png", 0, None, width, height, None) for name in names)
+    return Index(folder, folder, CITYSCAPES, records)
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 import weakref
 from pathlib import Path
 
-import cv2
 import pytest
 import torch
 from torch.nn import functional
@@ -20,7 +19,7 @@ from ssda.engine.evaluation import (
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Windows
-from tests.conftest import make_model, make_params
+from tests.conftest import make_model, make_params, unlabelled_index
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +105,7 @@ def test_the_label_free_score_is_information_less_the_shift_of_classes(
     network: Segmenter, tmp_path: Path
 ) -> None:
     shots = images(64, 96, 5)
-    for i, shot in enumerate(shots):
-        cv2.imwrite(str(tmp_path / f"{i}.png"), shot.flip(0).permute(1, 2, 0).numpy())
-    records = tuple(Record(f"{i}", f"{i}.png", 0, None, 96, 64, None) for i in range(5))
-    index = Index(tmp_path, tmp_path, CITYSCAPES, records)
+    index = unlabelled_index(tmp_path, shots)
     params = make_params({"images.target_size": None})
     p = predict(network, shots).softmax(1).double().transpose(0, 1).flatten(1)
     mean = p.mean(1)
