@@ -54,6 +54,8 @@ class Target(Section):
     """Labelled split for the validation curve."""
     report: str
     """Labelled split for the reported figures."""
+    marker: str | None
+    """A file below root that another DVC stage makes, as sources have one; null: none."""
 
 
 class Images(Section):
@@ -112,6 +114,18 @@ class Optimiser(Section):
     """Learning rate of a transformer's block over that of the next."""
     warmup: Count
     """Steps of linear warm-up; then linear decay to 0."""
+
+
+class Compute(Section):
+    """How numbers are computed; what is here may change results."""
+
+    precision: Literal["auto", "bf16", "fp32"]
+    """Precision of the student's passes and of evaluation on a GPU; auto: bf16 where the card has
+    it, else fp32; a CPU computes in fp32. Labels and losses are fp32 always."""
+    deterministic: bool
+    """Equal bits from run to run, and over kill and resume, on a GPU too; a CPU has them anyway."""
+    compile: bool
+    """Compile encoder and head (torch.compile): minutes at the start, faster steps on a GPU."""
 
 
 class Pretrain(Section):
@@ -303,6 +317,8 @@ class Runtime(Section):
     """Steps between pictures of adaptation, beside that of the first step; 0: none."""
     progress: bool
     """Show progress bars, where there is a terminal."""
+    system_metrics: bool
+    """Log the machine's use (GPU, memory, processor) to MLflow while a stage runs."""
     experiment: Annotated[str, Field(min_length=1)]
     """Name of the MLflow experiment."""
     register_as: Annotated[str | None, Field(alias="register")]
@@ -322,6 +338,7 @@ class Params(Section):
     images: Images
     sampling: Sampling
     model: Model
+    compute: Compute
     pretrain: Pretrain
     adapt: Adapt
     evaluate: Evaluate

@@ -5,8 +5,7 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
+from pipeline.dependencies import import_closure, sections_read, updated
 from ssda.params import Params
 from ssda.sections import read_yaml
 
@@ -15,68 +14,20 @@ STAGES = {
     name: stage.get("do", stage)  # a stage a source
     for name, stage in read_yaml(ROOT / "dvc.yaml")["stages"].items()
 }
-# They change no result.
-OUTSIDE = {f"pipeline/{name}.py" for name in ("tracking", "report", "resume", "launch", "check")}
-OURS = ("ssda", "pipeline", "demo")
 
 
-def imported_files(path: Path) -> set[Path]:
-    """Files of this project that a file imports, also inside functions, not for types alone."""
-    tree = ast.parse(path.read_text())
-    typing_only = {
-        id(child)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for child in ast.walk(node)
-    }
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    files = {ROOT / f"{name.replace('.', '/')}.py" for name in names if name.split(".")[0] in OURS}
-    return {file for file in files if file.exists()}
+def test_deps_and_params_are_what_the_command_writes() -> None:
+    text = (ROOT / "dvc.yaml").read_text()
+    assert updated(text) == text, "run python -m pipeline.dependencies"
+    listed = text.replace("        - ssda/files.py\n", "")
+    assert updated(listed) == text != listed
 
 
-def import_closure(path: Path) -> set[str]:
-    seen: set[Path] = set()
-    todo = [path]
-    while todo:
-        file = todo.pop()
-        name = file.relative_to(ROOT).as_posix()
-        if file in seen or name in OUTSIDE:
-            continue
-        seen.add(file)
-        todo += imported_files(file)
-    return {file.relative_to(ROOT).as_posix() for file in seen}
-
-
-def sections_read(files: set[str]) -> set[str]:
-    """Sections of params.yaml that code reads as `params.<section>`."""
-    return {
-        node.attr
-        for file in files
-        for node in ast.walk(ast.parse((ROOT / file).read_text()))
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and node.value.id == "params"
-        and node.attr in Params.model_fields
-    } - {"runtime"}
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_deps_are_the_import_closure(stage: str) -> None:
-    deps = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
-    assert deps == import_closure(ROOT / f"pipeline/{stage}.py")
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_params_are_the_sections_that_are_read(stage: str) -> None:
-    listed = {param.split(".")[0] for param in STAGES[stage]["params"]}
-    assert listed == sections_read(import_closure(ROOT / f"pipeline/{stage}.py"))
+def test_the_import_closure_has_what_functions_import_and_not_what_changes_no_result() -> None:
+    adapt = import_closure(ROOT / "pipeline/adapt.py")
+    assert {"pipeline/adapt.py", "ssda/engine/adapting.py", "ssda/method/trucrf_cuda.py"} <= adapt
+    assert not {"pipeline/tracking.py", "pipeline/evaluate.py", "ssda/datasets/layouts.py"} & adapt
+    assert sections_read({"pipeline/adapt.py"}) == {"adapt", "model"}
 
 
 def test_stages_are_the_paper_s_in_order() -> None:
