@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ssda.engine.speed import Cost, OperationCounter, awaited
 from ssda.networks.normalisation import batch_normalisations
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Optimiser
@@ -45,12 +48,14 @@ class StepRecord:
         learning_rate: the encoder's.
         report: detached tensors, still on the device; `scalars` brings them off it.
         problem: what was not finite, so that the step changed nothing; None in a good step.
+        cost: what the step took.
     """
 
     step: int
     learning_rate: float
     report: dict[str, Tensor]
-    problem: str | None = None
+    problem: str | None
+    cost: Cost
 
     def scalars(self) -> dict[str, float]:
         """The report's scalars as numbers."""
@@ -90,13 +95,17 @@ def train(
     optimiser = progress.optimiser
     rates = [group["lr"] for group in optimiser.param_groups]
     left_out = 0
-    for step, batch in enumerate(batches, progress.steps):
+    for step, (asked, waited, batch) in enumerate(awaited(batches), progress.steps):
         factor = learning_rate_factor(step, iterations, settings.warmup)
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * factor
         optimiser.zero_grad()
         buffers = [buffer.clone() for buffer in network.buffers()]
-        report = combine(network, add_gradients(batch, step))
+        # On a CPU there is no peak to hold it against; the first step may draw a picture.
+        counted = network.device.type == "cuda" and step == progress.steps + 1
+        with OperationCounter() if counted else nullcontext() as counter:
+            report = add_gradients(batch, step)
+        report = combine(network, report)
         problem = find_problem(network, report)
         if problem is None:
             left_out = 0
@@ -107,7 +116,9 @@ def train(
             left_out += 1
             for buffer, before in zip(network.buffers(), buffers, strict=True):
                 buffer.copy_(before)
-        yield StepRecord(step, settings.learning_rate * factor, report, problem)
+        operations = counter.total if counter else None
+        cost = Cost(time.perf_counter() - asked, waited, operations)
+        yield StepRecord(step, settings.learning_rate * factor, report, problem, cost)
         if left_out == PATIENCE:
             raise FloatingPointError(
                 f"step {step}: {problem}, the {PATIENCE}th step in a row that is not finite; "
