@@ -48,8 +48,17 @@ class Origin:
 
 
 def root() -> Path:
-    """The main repository: where DVC works in a temporary folder, DVC_ROOT leads back to it."""
-    return Path(os.environ.get("DVC_ROOT") or git("rev-parse", "--show-toplevel")).resolve()
+    """The main repository: the nearest folder that is DVC's; without one git's, or this one.
+
+    Where DVC works in a temporary folder, DVC_ROOT leads back to it.
+    """
+    if given := os.environ.get("DVC_ROOT"):
+        return Path(given).resolve()
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / ".dvc").is_dir():
+            return folder
+    return Path(git("rev-parse", "--show-toplevel")).resolve()
 
 
 def git(*arguments: str) -> str:
