@@ -100,4 +100,4 @@ def adapt(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    command.run(adapt, __doc__, trains="adapt")
+    command.run("adapt", adapt, __doc__, trains=True)

@@ -72,4 +72,4 @@ def pretrain(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    command.run(pretrain, __doc__, trains="pretrain")
+    command.run("pretrain", pretrain, __doc__, trains=True)
