@@ -95,7 +95,7 @@ def guard(work: Callable[[], object], *, debug: bool) -> None:
         if debug or "DataLoader worker" not in str(error):
             raise
         sys.exit(
-            f"error: a process that loads images ended ({' '.join(str(error).split())[:200]}); "
+            f"error: a process that loads images ended ({' '.join(str(error).split())}); "
             "the same command goes on after the last saved step; with runtime.workers: 0 there is "
             "no such process"
         )

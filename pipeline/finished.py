@@ -18,8 +18,8 @@ NOTES = Path(".ssda/finished")
 
 
 def by_hand() -> bool:
-    """Whether a person started this process, neither DVC nor torchrun."""
-    return not {"DVC_STAGE", "RANK"} & os.environ.keys()
+    """Whether a person started this process: not DVC, torchrun, nor as one of several machines."""
+    return not {"DVC_STAGE", "RANK", "NNODES"} & os.environ.keys()
 
 
 def is_finished(stage: str, params: Params) -> bool:

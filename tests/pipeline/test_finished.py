@@ -24,7 +24,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(finished, "stages", lambda _: {"adapt": STAGE})
     monkeypatch.setattr(resume, "stages", lambda _: {"adapt": STAGE})
-    for name in ("DVC_ROOT", "DVC_STAGE", "RANK"):
+    for name in ("DVC_ROOT", "DVC_STAGE", "RANK", "NNODES"):
         monkeypatch.delenv(name, raising=False)
     Path("input.txt").write_text("one")
     Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
@@ -79,8 +79,8 @@ def test_it_runs_again_with_other_parameters_of_its_own(params: Params) -> None:
     assert not runs(params.model_copy(update={"runtime": runtime, "evaluate": evaluate}))
 
 
-@pytest.mark.parametrize("name", ["DVC_STAGE", "RANK"])
-def test_what_dvc_or_torchrun_starts_runs(
+@pytest.mark.parametrize("name", ["DVC_STAGE", "RANK", "NNODES"])
+def test_what_dvc_torchrun_or_another_machine_works_with_runs(
     params: Params, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     assert runs(params)
