@@ -135,6 +135,7 @@ CASES += [((1, 4, 2, 65), 1), ((2, 3, 1, 128), 1), ((2, 33, 1, 9), 1), ((1, 150,
 for (n, c, h, w), radius in CASES:
     p, image = torch.randn(n, c, h, w).softmax(1), torch.rand(n, 3, h, w)
     seeds = torch.rand(n, h, w) < 0.4
+    seeds[:, 0, 0], seeds[:, -1, -1] = True, False
     layouts = [(p, image, seeds)]
     if w == 65:
         last = (v.contiguous(memory_format=torch.channels_last) for v in (p, image))
