@@ -203,4 +203,4 @@ def _line(scores: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    command.run(evaluate, __doc__)
+    command.run("evaluate", evaluate, __doc__)

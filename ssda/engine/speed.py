@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from ssda.engine.device import peak_memory
 
@@ -39,31 +37,6 @@ class Cost:
     seconds: float
     waited: float
     operations: int | None = None
-
-
-class OperationCounter(TorchDispatchMode):
-    """Counts the floating-point operations of products and convolutions inside; 2 a multiply-add.
-
-    Each operation runs as it would without. A kernel of our own counts nothing.
-    """
-
-    def __init__(self) -> None:
-        """Starts at 0."""
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Run an operation and count it."""
-        result = func(*args, **(kwargs or {}))
-        if operations := flop_registry.get(func._overloadpacket):
-            self.total += operations(*args, **(kwargs or {}), out_val=result)
-        return result
 
 
 def awaited(batches: Iterable[BatchType]) -> Iterator[tuple[float, float, BatchType]]:

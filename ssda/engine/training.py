@@ -13,7 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ssda.engine.speed import Cost, OperationCounter, awaited
+from ssda.engine.flops import FlopCounter
+from ssda.engine.speed import Cost, awaited
 from ssda.networks.normalisation import batch_normalisations
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Optimiser
@@ -103,7 +104,7 @@ def train(
         buffers = [buffer.clone() for buffer in network.buffers()]
         # On a CPU there is no peak to hold it against; the first step may draw a picture.
         counted = network.device.type == "cuda" and step == progress.steps + 1
-        with OperationCounter() if counted else nullcontext() as counter:
+        with FlopCounter() if counted else nullcontext() as counter:
             report = add_gradients(batch, step)
         report = combine(network, report)
         problem = find_problem(network, report)
