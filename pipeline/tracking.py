@@ -314,7 +314,7 @@ def _watch_machine(stage_run: StageRun) -> None:
             "warning: runtime.system_metrics: the GPU is left out; pip install nvidia-ml-py",
             file=sys.stderr,
         )
-    uri = _tracking_uri()
+    uri = tracking_uri()
     monitor = SystemMetricsMonitor(stage_run.run_id, resume_logging=True, tracking_uri=uri)
     monitor.start()
     stage_run.monitor = monitor

@@ -115,13 +115,15 @@ def environment(folder: Path) -> dict[str, str]:
     paths = [str(Path.cwd())]
     if wheels := os.environ.get("WHEELS"):
         files = sorted(map(str, Path(wheels).glob("*.whl")))
+        if not files:
+            raise ValueError(f"WHEELS = {wheels!r}: no wheels in this folder")
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
         done = subprocess.run(
             [*command, "--no-compile", "--target", str(folder), *files],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
-        if not files or done.returncode:
-            raise ValueError(f"WHEELS = {wheels!r}: {done.stderr.strip()[-300:] or 'no wheels'}")
+        if done.returncode:
+            raise ValueError(f"WHEELS = {wheels!r}: {done.stderr.strip()[-300:]}")
         paths.append(str(folder))
     paths += filter(None, [os.environ.get("PYTHONPATH")])
     threads = {"OMP_NUM_THREADS": "1"} if SMALL else {}

@@ -16,8 +16,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from benchmarks.gpu.results import RUN
-from benchmarks.gpu.shared import SMALL, guarded, put
+from benchmarks.gpu.results import RUN, guarded, put
+from benchmarks.gpu.shared import SMALL
 from benchmarks.streets import set_values
 from ssda.sections import read_yaml
 

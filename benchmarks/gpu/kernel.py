@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.gpu.results import KERNEL, TIMES
-from benchmarks.gpu.shared import DEVICE, ON_CARD, SMALL, guarded, milliseconds, put
+from benchmarks.gpu.results import KERNEL, TIMES, guarded, put
+from benchmarks.gpu.shared import DEVICE, ON_CARD, SMALL, milliseconds
 from benchmarks.trucrf import BANDWIDTHS, gradient, problem
 from ssda.method.trucrf import by_offsets, missing_for_kernel, truncated_crf_loss
 

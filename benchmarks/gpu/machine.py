@@ -8,7 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from benchmarks.gpu.shared import DEVICE, ON_CARD, SMALL, guarded, milliseconds, put
+from benchmarks.gpu.results import guarded, put
+from benchmarks.gpu.shared import DEVICE, ON_CARD, SMALL, milliseconds
 
 
 def names() -> None:

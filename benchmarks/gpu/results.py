@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -78,6 +80,25 @@ def add_line(path: Path, line: Line) -> None:
     """Append a line at once: a part that is stopped leaves what it had."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(line)) + "\n")
+
+
+def put(what: str, value: Value, unit: str = "", note: str = "") -> None:
+    """Write a line of the part that this process is."""
+    line = Line(os.environ.get("GPU_PART", ""), what, value, unit, " ".join(note.split()))
+    print(line, flush=True)
+    if path := os.environ.get("GPU_LINES"):
+        add_line(Path(path), line)
+
+
+def guarded(what: str, work: Callable[..., object], *arguments: object) -> None:
+    """Do a piece of work; a failure is a line of the table, and the next piece goes on."""
+    try:
+        work(*arguments)
+    except Exception as error:
+        traceback.print_exc()
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {error}"[:160]
+        put(what, "FAILED", "", f"{said} ({Path(place.filename).name}:{place.lineno})")
 
 
 def verdict(line: Line, *, small: bool) -> str:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from torch import nn
 
-from benchmarks.gpu.results import RESUMED
-from benchmarks.gpu.shared import guarded, preset, put, steps
+from benchmarks.gpu.results import RESUMED, guarded, put
+from benchmarks.gpu.shared import preset, steps
 from benchmarks.step import Setting, create_setting
 from ssda.engine.state import State, StateWriter, copy_tensors, read_newest, restore
 from ssda.engine.training import Progress, create_optimiser

@@ -1,17 +1,15 @@
-"""What the parts share: where they compute, guards, clocks, made-up batches, a training loop."""
+"""What the parts share: where they compute, clocks, made-up batches, a training loop."""
 
 from __future__ import annotations
 
 import os
 import statistics
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.results import Line, Value, add_line
 from benchmarks.presets import certain, reduced
 from benchmarks.step import Setting, made_up_task
 from ssda.datasets.batches import SourceBatch, TargetBatch
@@ -23,7 +21,6 @@ from ssda.method.teacher import update_teacher
 from ssda.params import Params, load_params
 
 SMALL = os.environ.get("SMALL") == "1"
-PART = os.environ.get("GPU_PART", "part")
 ON_CARD = torch.cuda.is_available() and not SMALL
 DEVICE = torch.device("cuda:0" if ON_CARD else "cpu")
 LITTLE = {
@@ -34,30 +31,9 @@ LITTLE = {
 """Encoders of a rehearsal."""
 
 
-def put(what: str, value: Value, unit: str = "", note: str = "") -> None:
-    """Write a line of the table."""
-    line = Line(PART, what, value, unit, " ".join(note.split()))
-    print(line, flush=True)
-    if path := os.environ.get("GPU_LINES"):
-        add_line(Path(path), line)
-
-
 def seconds_left() -> float:
     """Until the part is stopped."""
     return float(os.environ.get("GPU_UNTIL", "inf")) - time.time()
-
-
-def guarded(what: str, work: Callable[..., object], *arguments: object) -> None:
-    """Do a piece of work; a failure is a line of the table, and the next piece goes on."""
-    try:
-        work(*arguments)
-    except Exception as error:
-        traceback.print_exc()
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        said = f"{type(error).__name__}: {error}"[:160]
-        put(what, "FAILED", "", f"{said} ({Path(place.filename).name}:{place.lineno})")
-        if ON_CARD and isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
 
 
 def wait() -> None:

@@ -12,18 +12,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.results import MEMORY, STEP, WAITS
-from benchmarks.gpu.shared import (
-    DEVICE,
-    ON_CARD,
-    SMALL,
-    guarded,
-    median_step,
-    preset,
-    put,
-    steps,
-    wait,
-)
+from benchmarks.gpu.results import MEMORY, STEP, WAITS, guarded, put
+from benchmarks.gpu.shared import DEVICE, ON_CARD, SMALL, median_step, preset, steps, wait
 from benchmarks.step import create_setting
 from ssda.engine.device import peak_memory
 from ssda.engine.speed import peak_rate

@@ -7,8 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.gpu.results import TESTS
-from benchmarks.gpu.shared import guarded, put
+from benchmarks.gpu.results import TESTS, guarded, put
 
 
 def run_tests() -> None:

@@ -11,16 +11,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.shared import (
-    ON_CARD,
-    SMALL,
-    guarded,
-    median_step,
-    preset,
-    put,
-    seconds_left,
-    steps,
-)
+from benchmarks.gpu.results import guarded, put
+from benchmarks.gpu.shared import ON_CARD, SMALL, median_step, preset, seconds_left, steps
 from benchmarks.step import create_setting
 from benchmarks.streets import set_values
 from ssda.params import Params

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.gpu.results import VALIDATION, WAITING
-from benchmarks.gpu.shared import SMALL, guarded, preset, put, wait
+from benchmarks.gpu.results import VALIDATION, WAITING, guarded, put
+from benchmarks.gpu.shared import SMALL, preset, wait
 from benchmarks.made_up import convert_game, write_game
 from benchmarks.step import create_setting
 from ssda.datasets.index import Index
