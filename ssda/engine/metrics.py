@@ -54,7 +54,9 @@ def pair_counts(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
     bins = (IGNORE + 1) * num_classes
     small = torch.int16 if bins <= 2**15 else torch.int64
     pairs = (target.to(small) * num_classes + prediction.to(small)).flatten()
-    counts = _sums(pairs, bins) if pairs.is_cuda else torch.bincount(pairs, minlength=bins)
+    counts = (
+        scattered_counts(pairs, bins) if pairs.is_cuda else torch.bincount(pairs, minlength=bins)
+    )
     return counts.view(-1, num_classes)
 
 
@@ -69,8 +71,8 @@ def known_classes(counts: Tensor) -> Tensor:
     return counts[:num_classes]
 
 
-def _sums(values: Tensor, bins: int) -> Tensor:
-    """As `bincount`, which on CUDA waits for the largest value."""
+def scattered_counts(values: Tensor, bins: int) -> Tensor:
+    """How often each of 0 to bins - 1 occurs; `bincount` would wait for the largest on CUDA."""
     values = values.long()
     return values.new_zeros(bins).scatter_add_(0, values, torch.ones_like(values))
 
