@@ -33,6 +33,7 @@ def adapt(params: Params) -> None:
     from ssda.engine.evaluation import label_free_score, validation_scores
     from ssda.engine.training import create_optimiser
     from ssda.files import write_json
+    from ssda.method.trucrf import describe_form
     from ssda.networks.normalisation import synchronised
     from ssda.processes import joined, rank
 
@@ -72,11 +73,12 @@ def adapt(params: Params) -> None:
             optimiser,
         )
         if rank() == 0:
+            crf = f", TruCRF by its {describe_form(device)}" if settings.trucrf.weight > 0 else ""
             command.say(
                 f"adapt: {settings.iterations} steps of {settings.batch_size} source and "
                 f"{settings.batch_size} target images, out of "
                 f"{sum(len(source.records) for source in sources)} and {len(target.records)}; "
-                f"{describe(networks.student, params)}"
+                f"{describe(networks.student, params)}{crf}"
             )
         scores = follow(
             adapt_steps(networks, sources, target, params, space, progress),
@@ -100,4 +102,4 @@ def adapt(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    command.run(adapt, __doc__, trains="adapt")
+    command.run("adapt", adapt, __doc__, trains=True)

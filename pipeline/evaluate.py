@@ -199,4 +199,4 @@ def _line(scores: dict[str, Any], subsets: tuple[str, ...]) -> str:
 
 
 if __name__ == "__main__":
-    command.run(evaluate, __doc__)
+    command.run("evaluate", evaluate, __doc__)

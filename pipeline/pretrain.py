@@ -73,4 +73,4 @@ def pretrain(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    command.run(pretrain, __doc__, trains="pretrain")
+    command.run("pretrain", pretrain, __doc__, trains=True)

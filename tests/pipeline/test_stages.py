@@ -206,7 +206,7 @@ def test_a_stage_says_what_runs_where_and_what_came_of_it(
         "adapt: 13 steps of 2 source and 2 target images, out of 4 and 4; "
         "tf_efficientnet_lite0 with head daformer ("
     )
-    assert start.endswith(" M parameters) on 1 thread of the CPU")
+    assert start.endswith(" M parameters) on 1 thread of the CPU, TruCRF by its plain form")
     assert re.fullmatch(r"adapt: \S+ s a step, about 00:\d\d left", time_left)
     score = json.loads((workspace / "metrics/adapt.json").read_text())["adapt"]["validation_miou"]
     assert f"adapt: validation mIoU {score:.1f}," in end and "models/adapted.safetensors" in end
