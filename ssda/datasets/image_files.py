@@ -29,10 +29,15 @@ PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 """What files of these kinds begin with."""
 END_OF_IMAGE = b"\xff\xd9"
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-"""JPEG markers behind which the size stands."""
-START_OF_SCAN, EXIF_SEGMENT = 0xDA, 0xE1
+"""JPEG markers behind which the size stands; the first two are of images of one pass."""
+CODES, START_OF_SCAN, EXIF_SEGMENT = 0xC4, 0xDA, 0xE1
+ZEROS = bytes(32)
+"""More zero bits than a block of a JPEG takes."""
 TRUNCATED = "truncated: the image's end marker is missing"
-DAMAGE = re.compile(r"^(?:Corrupt JPEG data|Premature end of JPEG file).*\n?", re.MULTILINE)
+DAMAGE = re.compile(
+    r"^(?:Corrupt JPEG data: (?!bad ICC)|Premature end of JPEG|Inconsistent progression).*\n?",
+    re.MULTILINE,
+)
 """What libjpeg says where it goes on with pixels that it made up."""
 _listening = Lock()
 
@@ -49,6 +54,8 @@ class Header:
     """Of a channel."""
     orientation: int
     """How to turn the stored pixels before they are shown, by EXIF: 1 is as stored."""
+    blank: bool = True
+    """Whether zero bits may stand for blocks of one colour, as far as it is known."""
 
     def size(self) -> tuple[int, int]:
         """Width and height as shown."""
@@ -118,7 +125,7 @@ def read_header(file: BinaryIO) -> Header:
         raise ValueError("not a readable PNG or JPEG")
     try:
         header = _png_header(file) if begin == PNG else _jpeg_header(file)
-    except struct.error as error:  # less to read than a field needs
+    except (struct.error, IndexError) as error:  # less to read than a field needs
         raise ValueError(TRUNCATED) from error
     pixels = header.width * header.height
     if not pixels:
@@ -142,8 +149,12 @@ def find_fault(content: bytes) -> str | None:
         return _png_fault(content)
     if content.startswith(JPEG):
         file = BytesIO(content)
-        read_header(file)
-        return None if content.find(END_OF_IMAGE, file.tell()) >= 0 else TRUNCATED
+        header = read_header(file)
+        end = content.find(END_OF_IMAGE, file.tell())
+        if end < 0:
+            return TRUNCATED
+        hole = -1 if header.blank else content.find(ZEROS, file.tell(), end)
+        return f"damaged: zeros in place of pixels at byte {hole}" if hole >= 0 else None
     return None
 
 
@@ -175,7 +186,8 @@ def _png_fault(content: bytes) -> str | None:
         if content.startswith(b"IEND", start + 4):
             return None
         start = end + 4
-    return TRUNCATED
+    lost = content.find(b"IEND", start) < 0
+    return TRUNCATED if lost else f"damaged: wrong length of the part at byte {start}"
 
 
 def _png_header(file: BinaryIO) -> Header:
@@ -192,7 +204,8 @@ def _png_header(file: BinaryIO) -> Header:
 
 
 def _jpeg_header(file: BinaryIO) -> Header:
-    width, height, bits, orientation = 0, 0, 0, 1
+    width, height, bits, orientation, components = 0, 0, 0, 1, 0
+    shortest: dict[int, int] = {}
     file.seek(2)
     while True:
         (marker,) = struct.unpack(">H", file.read(2))
@@ -203,9 +216,16 @@ def _jpeg_header(file: BinaryIO) -> Header:
         (length,) = struct.unpack(">H", file.read(2))
         data = file.read(max(0, length - 2))
         if marker & 0xFF == START_OF_SCAN:
-            return Header(width, height, bits, orientation)
+            # Of the first component, which has blocks everywhere; 0 ends a block.
+            blank = data[0] != components or shortest.get(0x10 | data[2] & 0xF, 0) == 0
+            return Header(width, height, bits, orientation, blank)
         if marker & 0xFF in FRAMES:
-            bits, height, width = struct.unpack(">BHH", data[:5])
+            bits, height, width, count = struct.unpack(">BHHB", data[:6])
+            components = count if marker & 0xFF < 0xC2 else -1
+        elif marker & 0xFF == CODES:
+            while len(data) > 17:  # a table: class and number, lengths of the codes, symbols
+                shortest[data[0]] = data[17]
+                data = data[17 + sum(data[1:17]) :]
         elif marker & 0xFF == EXIF_SEGMENT and data.startswith(b"Exif\0\0"):
             orientation = _orientation(data[6:])
 
