@@ -165,7 +165,8 @@ def find_inputs(inputs: list[Path], out: Path) -> tuple[dict[str, Path], str]:
             else:
                 found[name] = file
     kinds = ", ".join(sorted({ending or "no ending" for ending in others}))
-    left_out = f"; {len(others)} files left out ({kinds})" if others else ""
+    several = "s" if len(others) > 1 else ""
+    left_out = f"; {len(others)} file{several} left out ({kinds})" if others else ""
     if not found:
         endings = ", ".join((*IMAGES, *VIDEOS))
         places = ", ".join(map(str, inputs))
