@@ -17,8 +17,8 @@ from pathlib import Path
 from torch import nn
 
 from benchmarks.gpu.results import RESUMED, guarded, put
-from benchmarks.gpu.shared import preset, steps
-from benchmarks.step import Setting, create_setting
+from benchmarks.gpu.shared import prepared, preset, steps
+from benchmarks.step import Setting
 from ssda.engine.state import State, StateWriter, copy_tensors, read_newest, restore
 from ssda.engine.training import Progress, create_optimiser
 
@@ -49,7 +49,7 @@ def work(mode: str, what: str, folder: Path) -> None:
     """A run in a process of its own: whole, killed after its state is saved, or resumed."""
     params = preset(PRESET, CROP)
     compute = params.compute.model_copy(update={"deterministic": mode == "deterministic"})
-    setting = create_setting(params.model_copy(update={"compute": compute}))
+    setting = prepared(params.model_copy(update={"compute": compute}))
     optimiser = create_optimiser(setting.networks.student, params.adapt.optimiser)
     first = 0
     if what == "resumed":

@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.presets import certain, reduced
-from benchmarks.step import Setting, made_up_task
+from benchmarks.step import Setting, create_setting, made_up_task
 from ssda.datasets.batches import SourceBatch, TargetBatch
+from ssda.engine.device import set_up
 from ssda.engine.training import Progress, StepRecord, create_optimiser, train
 from ssda.labels import CITYSCAPES
 from ssda.method.adaptation import joint_step
 from ssda.method.guidance import PREDICTED_SHARE
-from ssda.method.teacher import update_teacher
+from ssda.method.teacher import moving_average
 from ssda.params import Params, load_params
 
 SMALL = os.environ.get("SMALL") == "1"
@@ -75,6 +76,12 @@ def preset(name: str, crop: int | None = None) -> Params:
     return certain(params) if crop is None else reduced(params, crop)
 
 
+def prepared(params: Params) -> Setting:
+    """Networks without training on the device, which computes as params say."""
+    set_up(DEVICE, params.compute)
+    return create_setting(params)
+
+
 def batches(params: Params, first: int) -> Iterator[tuple[SourceBatch, TargetBatch]]:
     """Endless made-up batches as a loader gives them, bytes on the CPU; batch i depends on i."""
     (width, height), count = params.images.crop, params.adapt.batch_size
@@ -109,9 +116,10 @@ def steps(setting: Setting, progress: Progress | None = None) -> Iterator[StepRe
         settings.iterations,
         batches(params, progress.steps),
         add_gradients,
-        lambda step: update_teacher(networks.teacher, student, step, settings.teacher_momentum),
+        moving_average(networks.teacher, student, settings.teacher_momentum),
         progress=progress,
         files=lambda step: [],
+        compiled=params.compute.compile,
     ):
         if record.problem is None and PREDICTED_SHARE in record.report:
             networks.predicted.take(record.report[PREDICTED_SHARE])

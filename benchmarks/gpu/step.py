@@ -13,8 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.results import MEMORY, STEP, WAITS, guarded, put
-from benchmarks.gpu.shared import DEVICE, ON_CARD, SMALL, median_step, preset, steps, wait
-from benchmarks.step import create_setting
+from benchmarks.gpu.shared import DEVICE, ON_CARD, SMALL, median_step, prepared, preset, steps, wait
 from ssda.engine.device import peak_memory
 from ssda.engine.speed import peak_rate
 
@@ -23,7 +22,7 @@ WARM, TIMED, KERNELS = (1, 1, 3) if SMALL else (6, 20, 10)
 
 def measure(name: str) -> None:
     """All figures of one preset."""
-    setting = create_setting(preset(name))
+    setting = prepared(preset(name))
     records = steps(setting)
     started = time.perf_counter()
     next(records)

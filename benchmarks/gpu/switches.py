@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.results import guarded, put
-from benchmarks.gpu.shared import ON_CARD, SMALL, median_step, preset, seconds_left, steps
-from benchmarks.step import create_setting
+from benchmarks.gpu.shared import ON_CARD, SMALL, median_step, prepared, preset, seconds_left, steps
 from benchmarks.streets import set_values
 from ssda.params import Params
 from ssda.sections import validate
@@ -35,7 +34,7 @@ COMPILING = 45
 def measure(what: str, params: Params, changes: dict[str, Any]) -> None:
     """Median milliseconds of a step with changes of the parameters, with its memory."""
     values = set_values(params.model_dump(mode="json", by_alias=True), changes)
-    records = steps(create_setting(validate(Params, values, what)))
+    records = steps(prepared(validate(Params, values, what)))
     for _ in range(1 if SMALL else 6):
         next(records)
     if ON_CARD:

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.gpu.results import VALIDATION, WAITING, guarded, put
-from benchmarks.gpu.shared import SMALL, preset, wait
+from benchmarks.gpu.shared import SMALL, prepared, preset, wait
 from benchmarks.made_up import convert_game, write_game
-from benchmarks.step import create_setting
 from ssda.datasets.index import Index
-from ssda.engine.adapting import STATISTICS_IMAGES, adapt_steps, use_target_statistics
-from ssda.engine.evaluation import validation_score
+from ssda.engine.adapting import adapt_steps
+from ssda.engine.evaluation import validation_scores
+from ssda.engine.statistics import STATISTICS_IMAGES, use_target_statistics
 from ssda.labels import CITYSCAPES
 from ssda.params import Params
 
@@ -48,7 +48,7 @@ def measure(folder: Path) -> None:
     """Steps with each number of workers, then statistics and validation beside them."""
     params = preset(PRESET)
     game, city = sets(folder, params)
-    setting = create_setting(params)
+    setting = prepared(params)
     waiting: dict[int, float] = {}
     pace = 0.0
     for workers in WORKERS:
@@ -69,8 +69,7 @@ def measure(folder: Path) -> None:
         use_target_statistics(student, city, params)
 
     def validation() -> None:
-        for network in (teacher, student):
-            validation_score(network, city, params, CITYSCAPES)
+        validation_scores([teacher, student], city, params)
 
     seconds = {
         work.__name__: seconds_an_image(work, len(city.records))
