@@ -1,4 +1,4 @@
-"""Which mechanisms pay? Variants of the method x random states on the demo's streets.
+"""Which mechanisms pay? Variants of the method x random states, on the demo's streets.
 
 Every finished run is a line of a JSON-lines file, which is replaced as a whole; starting again
 runs only what is missing. A line belongs to a hash of the parameters and the data: a run of other
@@ -6,6 +6,10 @@ ones replaces it. Tune by the validation streets; the test streets are for the r
 
     python -m benchmarks.ablation --setting short --states 0 1 2 --jobs 2
     python -m benchmarks.summary
+
+On a GPU the runs share the card, each in a process of its own: `--jobs 8 --workers 1`. With
+`--converted FOLDER --params FILE` they are on a set of your own, as `python -m pipeline.convert`
+left it (data/converted); the rows of such a set need an `--out` of their own.
 """
 
 from __future__ import annotations
@@ -20,8 +24,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,20 +37,19 @@ import torch
 
 from benchmarks.controls import balanced
 from benchmarks.label_free import label_free_indicators
-from benchmarks.streets import FOLDER, Streets, parameters, streets
+from benchmarks.streets import FOLDER, Streets, converted_set, parameters, streets
 from benchmarks.variants import SETTINGS, VARIANTS, Variant
 from pipeline.repository import locked
 from ssda.datasets.index import Index, class_frequencies
 from ssda.engine.adapting import adapt_steps, start_networks
 from ssda.engine.checkpoints import load_network, save_network
-from ssda.engine.device import pick_device
+from ssda.engine.device import pick_device, place, set_up
 from ssda.engine.evaluation import score
 from ssda.engine.metrics import intersection_over_union, mean_iou
 from ssda.engine.pretraining import imagenet_network, pretrain_steps
 from ssda.engine.statistics import use_target_statistics
 from ssda.engine.training import StepRecord
 from ssda.files import write_text
-from ssda.labels import CITYSCAPES
 from ssda.method.adaptation import Networks
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
@@ -101,34 +107,36 @@ class Job:
         return self.setting, self.difficulty, self.variant, self.random_state
 
 
+Task = tuple[Job, Streets, int]
+"""A run, its data, its threads."""
+
+
 def main() -> None:
     """Run what is missing, a line each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="default: all")
     parser.add_argument("--states", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--setting", choices=SETTINGS, default="default")
     parser.add_argument("--difficulty", type=float, default=1.0, help="0 to 1.5; 1: the demo's")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time that share the cores")
     parser.add_argument("--threads", type=int, help="of a run; default: cores / jobs")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load, of each set")
+    parser.add_argument("--converted", type=Path, help="folder of a converted set of your own")
+    parser.add_argument("--params", type=Path, help="its parameters; default: params.yaml")
     parser.add_argument("--out", type=Path, default=RUNS)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _leave)
-    data = streets(arguments.difficulty)
-    jobs = [
-        job(arguments.setting, arguments.difficulty, name, state, data.digest)
-        for name in arguments.variants
-        for state in arguments.states
-    ]
+    try:
+        data, jobs = prepare(arguments)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     done = {(result.address, result.key) for result in read_results(arguments.out)}
     missing = [job for job in jobs if (job.address, job.key) not in done]
     print(f"{len(jobs) - len(missing)} runs are there, {len(missing)} to do", flush=True)
     threads = arguments.threads or max(1, (os.cpu_count() or 1) // arguments.jobs)
-    # Forked: the runs keep this command's name, by which they can be found and paused.
-    # Of SIGTERM they die: a handler's exit can get lost in them, and the pool would wait for ever.
-    default = (signal.SIGTERM, signal.SIG_DFL)
-    context = multiprocessing.get_context("fork")
-    with context.Pool(arguments.jobs, signal.signal, default) as pool:
-        for result in pool.imap_unordered(_run, [(j, data, threads) for j in missing]):
+    tasks = [(job, data, threads) for job in missing]
+    with closing(finished(tasks, arguments.jobs)) as results:
+        for result in results:
             add_result(arguments.out, result)
             validation = f"{result.validation.miou:5.1f}" if result.validation else "    -"
             print(
@@ -138,13 +146,89 @@ def main() -> None:
             )
 
 
-def job(setting: str, difficulty: float, name: str, random_state: int, digest: str) -> Job:
-    """The run of a variant in a setting."""
+def finished(tasks: Sequence[Task], jobs: int) -> Generator[Result]:
+    """The results of runs, each in a process of its own, so many at a time, as they end.
+
+    Forked: the runs keep this command's name, by which they can be found and paused. None of them
+    outlives it. RuntimeError where one ends without a result.
+    """
+    context = multiprocessing.get_context("fork")
+    left = [*reversed(tasks)]
+    running: dict[Connection, ForkProcess] = {}
+    try:
+        while left or running:
+            while left and len(running) < jobs:
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_send, args=(sender, left.pop()))
+                process.start()
+                sender.close()
+                running[receiver] = process
+            for receiver in wait([*running]):
+                assert isinstance(receiver, Connection)
+                process = running[receiver]
+                try:
+                    result = receiver.recv()
+                except EOFError as error:
+                    process.join()
+                    raise RuntimeError(f"a run ended with exit code {process.exitcode}") from error
+                del running[receiver]
+                process.join()
+                yield result
+    finally:
+        for process in running.values():
+            process.terminate()
+
+
+def _send(sender: Connection, task: Task) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the command's own handler is not for a run
+    sender.send(_run(*task))
+
+
+def prepare(arguments: argparse.Namespace) -> tuple[Streets, list[Job]]:
+    """Data and runs that the command line asks for; ValueError where they do not fit."""
+    given, setting = None, arguments.setting
+    if arguments.converted is None:
+        data = streets(arguments.difficulty)
+    else:
+        data = converted_set(arguments.converted)
+        given = arguments.params or Path("params.yaml")
+        setting = f"{arguments.converted.name}-{setting}"
+    labelled = [name for name in VARIANTS if VARIANTS[name].training in LABELLED]
+    refused = labelled if given else []
+    names = arguments.variants or [name for name in VARIANTS if name not in refused]
+    if wrong := [name for name in names if name in refused]:
+        raise ValueError(f"--variants {' '.join(wrong)}: needs labels of the target, not converted")
+    jobs = [
+        job(
+            arguments.setting,
+            arguments.difficulty,
+            name,
+            state,
+            data.digest,
+            given,
+            arguments.workers,
+        )
+        for name in names
+        for state in arguments.states
+    ]
+    return data, [replace(job, setting=setting) for job in jobs]
+
+
+def job(
+    setting: str,
+    difficulty: float,
+    name: str,
+    random_state: int,
+    digest: str,
+    given: Path | None = None,
+    workers: int = 0,
+) -> Job:
+    """The run of a variant in a setting; see `parameters` for the last two."""
     variant = VARIANTS[name]
     early = {k: v for k, v in variant.changes.items() if k.split(".")[0] in ("model", "pretrain")}
-    pretraining = parameters(early, difficulty, random_state)
+    pretraining = parameters(early, difficulty, random_state, given, workers)
     changes = dict(SETTINGS[setting]) | dict(variant.changes)
-    params = parameters(changes, difficulty, random_state)
+    params = parameters(changes, difficulty, random_state, given, workers)
     key = run_key(variant, pretraining, params, digest)
     return Job(setting, difficulty, name, random_state, key, pretraining, params)
 
@@ -161,6 +245,8 @@ def run_key(variant: Variant, pretraining: Params, params: Params, digest: str) 
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
+LABELLED = ("labelled", "then_labelled")
+"""Trainings on labels of the target."""
 PRETRAINING = ("random_state", "images", "sampling", "model", "pretrain")
 
 
@@ -194,7 +280,7 @@ def network_path(setting: str, difficulty: float, variant: str, random_state: in
 
 
 def _leave(signal_number: int, frame: FrameType | None) -> None:
-    sys.exit(1)  # through the pool's exit, which ends its runs
+    sys.exit(1)  # on the way out the runs are ended
 
 
 def pretrained(params: Params, data: Streets) -> Segmenter:
@@ -202,26 +288,26 @@ def pretrained(params: Params, data: Streets) -> Segmenter:
     path = pretrained_path(params, data.digest)
     with locked(path.with_suffix(".lock")):
         if not path.is_file():
-            network = trained(imagenet(params), data.source, params, params.pretrain.iterations)
-            save_network(path, network, params.model, CITYSCAPES)
+            network = trained(
+                imagenet(params, data), data.source, params, params.pretrain.iterations
+            )
+            save_network(path, network, params.model, data.source.space)
     return load_network(path)[0]
 
 
-def _run(task: tuple[Job, Streets, int]) -> Result:
+def _run(job: Job, data: Streets, threads: int) -> Result:
     """Train, score and describe one variant of one random state."""
-    job, data, threads = task
     torch.set_num_threads(threads)
     params = job.params
     training = VARIANTS[job.variant].training
     started = time.monotonic()
     steps = params.pretrain.iterations + params.adapt.iterations
     if training == "source":
-        network = trained(imagenet(params), data.source, params, steps)
+        network = trained(imagenet(params, data), data.source, params, steps)
     elif training == "labelled":
-        network = trained(imagenet(params), data.labelled, params, steps)
+        network = trained(imagenet(params, data), data.labelled, params, steps)
     else:
-        network = pretrained(job.pretraining, data)
-        network.to(pick_device(params.runtime.device))
+        network = placed(pretrained(job.pretraining, data), params)
         if training == "then_labelled":
             trained(network, data.labelled, params, params.adapt.iterations)
         elif training == "statistics":
@@ -233,7 +319,7 @@ def _run(task: tuple[Job, Streets, int]) -> Result:
             network = networks.teacher
     network.eval()
     path = network_path(job.setting, job.difficulty, job.variant, job.random_state)
-    save_network(path, network, params.model, CITYSCAPES)
+    save_network(path, network, params.model, data.source.space)
     frequencies = torch.from_numpy(class_frequencies([data.source])).float()
     indicators = label_free_indicators(network, data.target, frequencies, params)
     validation = scored(network, data.validation, params)
@@ -257,13 +343,19 @@ def variant_steps(
 ) -> Iterator[StepRecord]:
     """`adapt_steps`, seeds chosen as the variant does."""
     with balanced(variant.balance):
-        yield from adapt_steps(networks, [data.source], data.target, params, CITYSCAPES)
+        yield from adapt_steps(networks, [data.source], data.target, params, data.source.space)
 
 
-def imagenet(params: Params) -> Segmenter:
+def imagenet(params: Params, data: Streets) -> Segmenter:
     """The network that pretraining starts from."""
-    network = imagenet_network(params, CITYSCAPES.num_classes)
-    return network.to(pick_device(params.runtime.device))
+    return placed(imagenet_network(params, data.source.space.num_classes), params)
+
+
+def placed(network: Segmenter, params: Params) -> Segmenter:
+    """The network on its device, which computes as params say."""
+    device = pick_device(params.runtime.device)
+    set_up(device, params.compute)
+    return place(network, device, params.compute)
 
 
 def trained(network: Segmenter, index: Index, params: Params, steps: int) -> Segmenter:

@@ -1,4 +1,4 @@
-"""The demo's streets at any difficulty, drawn and converted below .ssda/benchmarks."""
+"""What variants are compared on: the demo's streets at any difficulty, or a set of your own."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 from demo.scenes import write_cityscapes, write_gta
 from pipeline.inventory import raw_splits
 from ssda.datasets.conversion import convert_split
-from ssda.datasets.index import Index, read_index
+from ssda.datasets.index import Index, check_raw_files, read_index, read_sources
 from ssda.files import write_json
 from ssda.params import Params
 from ssda.sections import read_yaml, validate
 
 FOLDER = Path(".ssda/benchmarks")
+"""Gets what is drawn and converted."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Streets:
     Attributes:
         source: the game, labelled.
         target: the city's training streets, without labels.
-        labelled: the same with labels: for the oracle and for diagnostics, never for adaptation.
+        labelled: the same with labels: for the oracle and for diagnostics, never for adaptation;
+            of a set of your own the target, whose labels nobody has opened.
         validation: to tune on.
         report: to report on.
         digest: of what the labelled images are: names, sizes, pixels of each class.
@@ -64,26 +66,54 @@ def streets(difficulty: float) -> Streets:
             )
         write_json(marker, drawn)
     source, target, validation, report, labelled = (read_index(folder / raw.name) for raw in splits)
-    content = [
-        (record.name, record.bytes, record.class_pixels)
-        for index in (source, labelled, validation, report)
-        for record in index.records
-    ]
-    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+    digest = _digest(source, labelled, validation, report)
     return Streets(source, target, labelled, validation, report, digest)
 
 
-def parameters(changes: dict[str, Any], difficulty: float, random_state: int) -> Params:
-    """params.yaml with changes (dotted key: value), reading the streets of a difficulty."""
-    values = read_yaml(Path("params.yaml"))
-    raw = FOLDER / f"streets-{difficulty:g}/raw"
-    fixed = {
-        "sources.game.root": str(raw / "game"),
-        "target.root": str(raw / "city"),
-        "random_state": random_state,
-        "runtime.workers": 0,
-    }
-    return validate(Params, set_values(values, fixed | changes), "params.yaml")
+def converted_set(folder: Path) -> Streets:
+    """What `python -m pipeline.convert` left in a folder of one source and its target.
+
+    Raises ValueError where it is not there, holds several sources, or its images are gone.
+    """
+    sources = read_sources(folder / "sources")
+    if len(sources) != 1:
+        raise ValueError(f"{folder}/sources: {len(sources)} sets; one is needed")
+    target, validation, report = (
+        read_index(folder / "target" / name) for name in ("train", "validation", "report")
+    )
+    for index in (*sources, target, validation, report):
+        check_raw_files(index)
+    digest = _digest(*sources, target, validation, report)
+    return Streets(sources[0], target, target, validation, report, digest)
+
+
+def _digest(*splits: Index) -> str:
+    """Of what images are: names, sizes, pixels of each class."""
+    content = [
+        (record.name, record.bytes, record.class_pixels)
+        for index in splits
+        for record in index.records
+    ]
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def parameters(
+    changes: dict[str, Any],
+    difficulty: float,
+    random_state: int,
+    given: Path | None = None,
+    workers: int = 0,
+) -> Params:
+    """params.yaml with changes (dotted key: value), reading the streets of a difficulty.
+
+    With a file of parameters for a set of your own (`given`), that file with changes.
+    """
+    fixed: dict[str, Any] = {"random_state": random_state, "runtime.workers": workers}
+    if given is None:
+        raw = FOLDER / f"streets-{difficulty:g}/raw"
+        fixed |= {"sources.game.root": str(raw / "game"), "target.root": str(raw / "city")}
+    path = given or Path("params.yaml")
+    return validate(Params, set_values(read_yaml(path), fixed | changes), str(path))
 
 
 def set_values(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

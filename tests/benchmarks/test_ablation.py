@@ -1,16 +1,29 @@
 import multiprocessing
-from dataclasses import replace
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 
+from benchmarks import ablation
 from benchmarks.ablation import Result, Score, add_result, job, read_results, write_results
 from benchmarks.controls import balanced, most_certain, same_share
 from benchmarks.summary import class_table, correlations, estimate, gap_closure, rows
 from benchmarks.variants import SETTINGS, VARIANTS
+from demo.scenes import write_cityscapes, write_gta
+from pipeline.inventory import raw_splits
+from ssda.datasets.conversion import convert_split
 from ssda.method import guidance
 from ssda.method.subdomains import keep_ratios, select_seeds
+from ssda.params import load_params
+from ssda.sections import read_yaml
+from tests.conftest import ROOT, set_values
 
 FIFTY = Score(50.0, (50.0, None))
 RUN = Result("default", 1.0, "full", 0, "k", "c", 1.0, FIFTY, Score(40.0, (40.0,)), {})
@@ -126,3 +139,87 @@ def test_controls_reach_adaptation_and_leave_it_as_it_was() -> None:
     with balanced("none"):
         assert guidance.select_seeds is most_certain
     assert (guidance.keep_ratios, guidance.select_seeds) == (keep_ratios, select_seeds)
+
+
+def tiny_set(folder: Path, changes: dict[str, Any]) -> list[str]:
+    """A few scenes, converted, with their parameters; the options of the runner for them."""
+    write_gta(folder / "raw/game", 4, size=(36, 68), processes=1)
+    write_cityscapes(folder / "raw/city", {"train": 4, "val": 2}, size=(32, 64), processes=1)
+    roots = {"sources.game.root": "raw/game", "target.root": "raw/city", "target.report": "val"}
+    values = set_values(read_yaml(ROOT / "params.yaml"), roots | changes)
+    with (folder / "tiny.yaml").open("w") as file:
+        YAML(typ="safe", pure=True).dump(values, file)
+    params = load_params(folder / "tiny.yaml")
+    for raw in raw_splits(params):
+        convert_split(
+            raw.layout, raw.root, raw.split, folder / "converted" / raw.name,
+            space=raw.space, with_labels=raw.with_labels,
+        )  # fmt: skip
+    return ["--converted", "converted", "--params", "tiny.yaml", "--out", "runs.jsonl"]
+
+
+def test_runs_on_a_set_of_your_own_each_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command itself asks nothing of CUDA, which the processes that it forks could not use."""
+    monkeypatch.chdir(tmp_path)
+    changes = {
+        "images.crop": [64, 32],
+        "sampling.min_pixels": 10,
+        "model.channels": 8,
+        "pretrain.iterations": 1,
+        "pretrain.batch_size": 2,
+        "adapt.batch_size": 2,
+    }
+    own = os.getpid()
+
+    def available() -> bool:
+        assert os.getpid() != own, "the command asked for CUDA before it forked"
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", available)
+    options = tiny_set(tmp_path, changes)
+    command = ["ablation", "--variants", "source_only", "reestimated", "--states", "0"]
+    monkeypatch.setattr(sys, "argv", [*command, "--jobs", "2", "--workers", "1", *options])
+    ablation.main()
+    results = read_results(Path("runs.jsonl"))
+    assert {(r.setting, r.variant) for r in results} == {
+        ("converted-default", "source_only"),
+        ("converted-default", "reestimated"),
+    }
+    assert results[0].test != results[1].test
+    monkeypatch.setattr(sys, "argv", ["ablation", "--variants", "full", "oracle", *options])
+    with pytest.raises(SystemExit, match="error: --variants oracle: needs labels of the target"):
+        ablation.main()
+
+
+def test_processes_that_load_images_do_not_make_another_run() -> None:
+    few, more = (job("short", 1.0, "full", 0, "data", workers=workers) for workers in (0, 2))
+    assert few.key == more.key
+    assert (few.params.runtime.workers, more.params.runtime.workers) == (0, 2)
+
+
+@dataclass(frozen=True)
+class Endless:
+    """In a run's place: what never ends, or is killed once another run is there."""
+
+    folder: Path
+
+    def __call__(self, *killed: object) -> Result:
+        (self.folder / str(os.getpid())).touch()
+        while len([*self.folder.iterdir()]) < 2 or not killed:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return RUN
+
+
+def test_runs_end_with_the_command_and_one_that_dies_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation, "_run", Endless(tmp_path))
+    tasks: list[Any] = [(), (True,)]
+    with pytest.raises(RuntimeError, match="a run ended with exit code -9"):
+        next(ablation.finished(tasks, 2))
+    for child in multiprocessing.active_children():
+        child.join(5)
+    assert len([*tmp_path.iterdir()]) == 2 and multiprocessing.active_children() == []
