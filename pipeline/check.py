@@ -13,8 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline.inventory import RawSplit, raw_splits
 from pipeline.report import sheet
+from pipeline.splits import RawSplit, raw_splits
 from ssda.datasets.conversion import check_split, listed
 from ssda.datasets.index import Index, class_frequencies
 from ssda.datasets.loading import SourceSamples, check_crop, read_image
@@ -44,7 +44,7 @@ def check(params: Params) -> None:
                 with_labels=raw.with_labels,
                 progress=params.runtime.progress and sys.stderr.isatty(),
             )
-            for line in summary(index, raw):
+            for line in summary(index, raw) + raw.left_out():
                 print(f"  {line}")
             labelled = any(record.label for record in index.records)
             if labelled:
