@@ -13,7 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pipeline.inventory import check_places
 from pipeline.report import sheet
+from pipeline.repository import is_tracked
 from pipeline.splits import RawSplit, raw_splits
 from ssda.datasets.conversion import check_split, listed
 from ssda.datasets.index import Index, class_frequencies
@@ -33,6 +35,7 @@ def check(params: Params) -> None:
     """
     count = 0
     sources: list[Index] = []
+    check_places(params)
     for raw in raw_splits(params):
         print(f"{raw.name}: {raw.root} ({raw.layout.name}, split {raw.split})")
         try:
@@ -60,6 +63,10 @@ def check(params: Params) -> None:
         if problems:
             print(f"  {listed(problems)}")
         count += len(problems)
+    for place in dict.fromkeys(raw.root for raw in raw_splits(params)):
+        if not is_tracked(place):
+            print(f"{place}: neither git nor DVC has it, so experiments in a folder of their own")
+            print("  (--temp, --queue) do not see it: give the full path, or dvc add it")
     if len(sources) > 1:
         print(f"sources together\n  {shares(sources)}")
     if count:

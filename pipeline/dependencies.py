@@ -1,6 +1,7 @@
 """Write the stages' deps on source files and their params into dvc.yaml, from what they import.
 
-`python -m pipeline.dependencies` does it. A stage's other deps, of data, stay as they are.
+`python -m pipeline.dependencies` does it. A stage's other deps, of data, stay as they are, but for
+the target's marker: DVC has no dep that may be missing, so it is one where params.yaml names it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import command
+from pipeline.inventory import TARGET_MARKER
 from ssda.files import write_text
-from ssda.params import Params
+from ssda.params import Params, load_params
 from ssda.sections import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +61,11 @@ def updated(text: str) -> str:
     for name, stage in read_yaml(ROOT / STAGES)["stages"].items():
         definition: dict[str, Any] = stage.get("do", stage)
         files = import_closure(ROOT / f"pipeline/{name}.py")
-        data = [dep for dep in definition["deps"] if not dep.endswith(".py")]
+        data = [
+            dep for dep in definition["deps"] if not dep.endswith(".py") and dep != TARGET_MARKER
+        ]
+        if name == "inventory" and load_params(ROOT / "params.yaml").target.marker is not None:
+            data.append(TARGET_MARKER)
         sections = [section for section in Params.model_fields if section in sections_read(files)]
         text = _replaced(text, name, "deps", [*data, *sorted(files)])
         text = _replaced(text, name, "params", sections)

@@ -16,13 +16,15 @@ from time import time_ns
 from typing import Any
 
 from pipeline import command
-from pipeline.paths import INVENTORY
-from pipeline.repository import locked, root
+from pipeline.paths import CONVERTED, INVENTORY, METRICS, PRETRAINED
+from pipeline.repository import dependencies, locked, root, stages
 from pipeline.splits import RawSplit, raw_splits
 from ssda.datasets.layouts import find_images, find_labels
 from ssda.files import fingerprint, write_text
 from ssda.params import Params, load_params
 
+TARGET_MARKER = "${target.root}/${target.marker}"
+"""Its place in dvc.yaml, where `python -m pipeline.dependencies` writes it if it is not null."""
 SEEN = Path(".ssda/fingerprints")
 """What was seen of the raw files, of this clone alone; may be deleted."""
 SETTLED = 2_000_000_000
@@ -75,15 +77,38 @@ def _state(path: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
+def check_places(params: Params) -> None:
+    """Raise ValueError for what DVC would refuse later, or has not brought here."""
+    here = Path.cwd()
+    for folder in (INVENTORY, CONVERTED, PRETRAINED.parent, METRICS):
+        if not folder.resolve().is_relative_to(here.resolve()):
+            raise ValueError(
+                f"{folder}: a link to {folder.resolve()}, where DVC keeps no results: make it a "
+                "folder, and put DVC's cache on the other disk (dvc cache dir)"
+            )
+    for raw in (*params.sources.values(), params.target):
+        if root() != here.resolve() and not Path(raw.root).exists():
+            raise ValueError(
+                f"{raw.root}: not in the folder of this experiment, where only is what git has and "
+                "what DVC has and a marker names: give the full path, or dvc add it"
+            )
+    marker, stage = params.target.marker, stages(Path()).get("inventory")
+    if marker is not None and stage is not None and TARGET_MARKER not in dependencies(stage):
+        raise ValueError(
+            f"target.marker = {marker!r}: not in dvc.yaml yet; run python -m pipeline.dependencies"
+        )
+
+
 def inventory(params: Params, source: str) -> None:
     """Write data/inventory/<source>.json for a source and the target, unless it says so already.
 
     Inventories of sources that are no longer in the parameters are removed.
 
-    Raises ValueError for a source that is not in the parameters.
+    Raises ValueError for a source that is not in the parameters, and what `check_places` raises.
     """
     if source not in params.sources:
         raise ValueError(f"source {source!r}: allowed are {', '.join(params.sources)}")
+    check_places(params)
     others = {f"sources/{name}" for name in params.sources} - {f"sources/{source}"}
     content = {raw.name: count_files(raw) for raw in raw_splits(params) if raw.name not in others}
     text = json.dumps(content, indent=2) + "\n"
