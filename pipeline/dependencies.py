@@ -56,15 +56,13 @@ def sections_read(files: set[str]) -> set[str]:
     } - {UNTRACKED}
 
 
-def updated(text: str) -> str:
+def updated(text: str, params: Params) -> str:
     """The text of dvc.yaml with every stage's source files and sections as they are now."""
     for name, stage in read_yaml(ROOT / STAGES)["stages"].items():
         definition: dict[str, Any] = stage.get("do", stage)
         files = import_closure(ROOT / f"pipeline/{name}.py")
-        data = [
-            dep for dep in definition["deps"] if not dep.endswith(".py") and dep != TARGET_MARKER
-        ]
-        if name == "inventory" and load_params(ROOT / "params.yaml").target.marker is not None:
+        data = [dep for dep in definition["deps"] if not dep.endswith((".py", TARGET_MARKER))]
+        if name == "inventory" and params.target.marker is not None:
             data.append(TARGET_MARKER)
         sections = [section for section in Params.model_fields if section in sections_read(files)]
         text = _replaced(text, name, "deps", [*data, *sorted(files)])
@@ -110,7 +108,8 @@ def _imported_files(path: Path) -> list[Path]:
 def main() -> None:
     """The command line."""
     path = ROOT / STAGES
-    write_text(path, updated(path.read_text(encoding="utf-8")))
+    params = load_params(ROOT / "params.yaml")
+    write_text(path, updated(path.read_text(encoding="utf-8"), params))
 
 
 if __name__ == "__main__":

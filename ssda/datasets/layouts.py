@@ -159,8 +159,7 @@ def find_images(layout: Layout, root: Path, split: str) -> list[RawImage]:
             parent, _, file = path.rpartition("/")
             folder = parent[len(base) :].strip("/")
             name = file[len(before) : len(file) - len(after)]
-            label = layout.labels.format(split=split, folder=folder, name=name)
-            images.append(RawImage(path, label.replace("//", "/").lstrip("/"), name, folder))
+            images.append(RawImage(path, _label(layout, split, folder, name), name, folder))
     # Where labels lie beside the images, the pattern may match them as well.
     labels = {_plain(image.label) for image in images}
     found = {image.path: image for image in images if _plain(image.path) not in labels}
@@ -197,7 +196,7 @@ def find_labels(
     files = {image.path for image in images}
     found: dict[str, str | None] = {}
     first: dict[str, str] = {}
-    for path in _matches(root, layout.labels.format(split=split, folder="**", name="*")):
+    for path in _label_files(layout, root, split):
         image = expected.get(_plain(path))
         if image is not None:
             found[path] = image.path
@@ -234,6 +233,20 @@ def _patterns(layout: Layout, split: str) -> tuple[str, ...]:
     if not any("{split}" in pattern for pattern in layout.images) and split != "train":
         raise ValueError(f"split {split!r} of layout {layout.name}: allowed is train")
     return tuple(_below_root(pattern.replace("{split}", split)) for pattern in layout.images)
+
+
+def _label(layout: Layout, split: str, folder: str, name: str) -> str:
+    label = layout.labels.format(split=split, folder=folder, name=name)
+    return label.replace("//", "/").lstrip("/")
+
+
+def _label_files(layout: Layout, root: Path, split: str) -> list[str]:
+    """Sorted files where labels of the split may lie, for images that are there or not."""
+    patterns = _patterns(layout, split)
+    skipped = len(_base(patterns))
+    folders = {pattern.rpartition("/")[0][skipped:].strip("/") for pattern in patterns}
+    found = (_matches(root, _label(layout, split, folder, "*")) for folder in folders)
+    return sorted({path for paths in found for path in paths})
 
 
 def _refuse_sharing(layout: Layout, root: Path, first: RawImage, second: RawImage) -> NoReturn:
