@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.scenes import write_cityscapes, write_gta
-from pipeline.inventory import raw_splits
+from pipeline.splits import raw_splits
 from ssda.datasets.conversion import convert_split
 from ssda.datasets.index import Index, read_index
 from ssda.files import write_json

@@ -216,11 +216,6 @@ ROWS: dict[str, tuple[Spoil, Callable[[Any], object], str]] = {
         convert,
         r"town_0_gtFine_labelIds\.png: 6 x 4 pixels, needed are the image's 16 x 8",
     ),
-    "label without image": (
-        lambda: Path(f"{IMAGES}/1.png").unlink(),
-        convert,
-        r"raw/game .*: labels/1\.png: label without image",
-    ),
     "evaluation image without label": (
         lambda: Path(CITY_LABEL).unlink(),
         convert,
@@ -483,6 +478,11 @@ GOOD: dict[str, Spoil] = {
     "image that is a JPEG": lambda: write_image(f"{IMAGES}/1.png", format="JPEG"),
     "image of 16 bits": lambda: write_pixels(f"{IMAGES}/1.png", np.dstack([GREY16] * 3)),
     "grey image": lambda: write_label(f"{IMAGES}/1.png"),
+    "label without image": lambda: Path(f"{IMAGES}/1.png").unlink(),
+    "folder named as an image": lambda: Path(f"{IMAGES}/3.png").mkdir(),
+    "endings in capitals": lambda: [
+        Path(f"{folder}/1.png").rename(f"{folder}/1.PNG") for folder in (IMAGES, LABELS)
+    ],
     "one label void": lambda: write_label(f"{LABELS}/1.png", value=0),
     "one class alone": lambda: [
         write_label(f"{LABELS}/{number}.png", value=7) for number in range(3)
