@@ -99,7 +99,8 @@ class Model(Section):
     """The network."""
 
     encoder: Text
-    """Name of a timm encoder, or mit_b0 to mit_b5."""
+    """Name of a timm encoder, or mit_b0 to mit_b5; hf-hub:OWNER/NAME and local-dir:FOLDER have timm
+    look there for its architecture and weights."""
     weights: Text | None
     """File with the encoder's weights; null: its pretrained weights."""
     head: Literal["daformer", "deeplabv2"]
