@@ -66,10 +66,6 @@ def fingerprint(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def _joined(folder: str, name: str) -> str:
-    return os.path.join(folder, name).replace(os.sep, "/")
-
-
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
