@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from benchmarks.ablation import job, network_path
 from benchmarks.measure import rounded
-from benchmarks.streets import Streets, streets
+from benchmarks.targets import TARGETS, Splits, splits_of
 from benchmarks.variants import SETTINGS, VARIANTS
 from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.datasets.index import Index, class_frequencies
@@ -28,7 +28,7 @@ from ssda.datasets.loading import EvaluationSamples, SourceSamples, counted_pixe
 from ssda.engine.checkpoints import load_network
 from ssda.engine.evaluation import batches
 from ssda.files import write_json
-from ssda.labels import CITYSCAPES, IGNORE
+from ssda.labels import IGNORE, load_space
 from ssda.method.adaptation import Networks, mixed_gradients, target_gradients
 from ssda.method.guidance import Task, guide, shrink_mask
 from ssda.method.losses import source_loss
@@ -158,17 +158,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("variants", nargs="+", choices=VARIANTS)
     parser.add_argument("--setting", choices=SETTINGS, default="default")
-    parser.add_argument("--difficulty", type=float, default=1.0)
+    parser.add_argument("--target", choices=TARGETS, default="city")
     parser.add_argument("--state", type=int, default=0)
     parser.add_argument("--batches", type=int, default=12, help="of target images")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    data = streets(arguments.difficulty)
+    data = splits_of(arguments.target)
     networks: dict[str, Segmenter] = {}
     for name in arguments.variants:
-        path = network_path(arguments.setting, arguments.difficulty, name, arguments.state)
+        path = network_path(arguments.setting, arguments.target, name, arguments.state)
         networks[name] = load_network(path)[0]
-    full = job(arguments.setting, arguments.difficulty, "full", arguments.state, data.digest)
+    full = job(arguments.setting, arguments.target, "full", arguments.state, data.digest)
     params = full.params
     frequencies = torch.from_numpy(class_frequencies([data.source]))
     views = {
@@ -197,7 +197,7 @@ def main() -> None:
     }
     head = {
         "setting": arguments.setting,
-        "difficulty": arguments.difficulty,
+        "target": arguments.target,
         "random_state": arguments.state,
         "images": arguments.batches * params.adapt.batch_size,
     }
@@ -339,7 +339,7 @@ def classes(
     )
     labels = torch.cat([view.labels for view in views])
     truth = torch.cat([view.truth for view in views])
-    for train_id, name in enumerate(CITYSCAPES.names):
+    for train_id, name in enumerate(load_space(params.labels).names):
         there = (labels == train_id) & (truth != IGNORE)
         right = truth == train_id
         rows.append(
@@ -421,7 +421,7 @@ def places(views: list[View], reference: list[Tensor]) -> Place:
 
 
 def gradients(
-    network: Segmenter, data: Streets, frequencies: Tensor, params: Params, count: int = 6
+    network: Segmenter, data: Splits, frequencies: Tensor, params: Params, count: int = 6
 ) -> list[Gradient]:
     """Norm of each loss term's gradient, and whether it points to the truth."""
     student = create_teacher(network).requires_grad_(True).train()
@@ -434,7 +434,9 @@ def gradients(
         [data.source], params.images, params.sampling, params.random_state, "diagnostics"
     )
     sources = source_batches(samples, range(count), params.adapt.batch_size, 0)
-    targets = batches(EvaluationSamples(data.labelled, None), params.adapt.batch_size)
+    targets = batches(
+        EvaluationSamples(data.labelled, params.images.target_size), params.adapt.batch_size
+    )
     found: dict[str, list[tuple[float, float]]] = {}
     for step, (source, (images, truths)) in enumerate(zip(sources, targets, strict=False)):
         truth = torch.stack([label for label in truths if label is not None]).long()
@@ -474,6 +476,7 @@ def _terms(
     imagenet = networks.imagenet
     assert imagenet is not None
     draws = generators(params.random_state, "diagnostics", step, len(source.images))
+    things = load_space(params.labels).things
 
     def task(weights: dict[str, float], trucrf: float = 0.0, **changes: str) -> Task:
         nothing = dict.fromkeys(("mix", "seed", "uncertainty", "feature_distance"), 0.0)
@@ -486,7 +489,7 @@ def _terms(
                 "uncertainty": params.adapt.uncertainty.model_copy(update=changes),
             }
         )
-        return Task(settings, frequencies, CITYSCAPES.things, params.random_state)
+        return Task(settings, frequencies, things, params.random_state)
 
     def on_target(chosen: Task) -> Callable[[], object]:
         guidance = guide(networks.teacher, networks.predicted, target, chosen, step)
@@ -500,7 +503,9 @@ def _terms(
         logits = student(target.images)
         source_loss(enlarge(logits, truth.shape[-2:]), truth).backward()
 
-    pull = ImageNetPull(imagenet, params.adapt.feature_distance, 1.0, CITYSCAPES.things)
+    pull = ImageNetPull(
+        imagenet, params.adapt.feature_distance, 1.0, load_space(params.labels).things
+    )
     return {
         "truth": on_truth,
         "source": lambda: source_gradients(student, source, draws),
@@ -533,11 +538,7 @@ def _share(right: Tensor) -> float:
 
 
 def _by_class(right: Tensor, labels: Tensor, where: Tensor) -> float:
-    shares = [
-        _share(right[where & (labels == train_id)])
-        for train_id in range(CITYSCAPES.num_classes)
-        if (where & (labels == train_id)).any()
-    ]
+    shares = [_share(right[where & (labels == train_id)]) for train_id in labels[where].unique()]
     return sum(shares) / len(shares)
 
 
