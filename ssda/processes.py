@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, distributed
 
 PATIENCE = timedelta(hours=1)
-"""How long processes wait for one another, such as for the first one to validate."""
+"""How long processes wait for one another, such as for the first one to save or draw."""
 
 
 @contextmanager

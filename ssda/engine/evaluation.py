@@ -14,7 +14,6 @@ from ssda.datasets.index import Index
 from ssda.datasets.loading import EvaluationSamples, evaluation_batches
 from ssda.engine.metrics import known_classes, mean_iou, pair_counts
 from ssda.labels import IGNORE, LabelSpace
-from ssda.method.source import mixed_precision
 from ssda.method.uncertainty import entropy, predictive_entropy
 from ssda.networks.heads import enlarge
 from ssda.networks.segmenter import Segmenter
@@ -168,7 +167,7 @@ def _look(
             lambda crops: enlarge(ask(crops), window).unsqueeze(0),
         )[0]
 
-    with evaluating(network), mixed_precision(inputs):
+    with evaluating(network):
         said = see(inputs)
         if flip:
             said = (said + see(inputs.flip(-1)).flip(-1)) / 2
