@@ -39,24 +39,25 @@ def evaluate(params: Params) -> None:
     from pipeline.tracking import stage_run
     from ssda.datasets.index import check_raw_files, read_index
     from ssda.engine.checkpoints import load_network
-    from ssda.engine.device import pick_device
+    from ssda.engine.device import pick_device, place, set_up
     from ssda.engine.evaluation import score
     from ssda.engine.statistics import use_target_statistics
     from ssda.files import write_json
 
     remove_old_states()
     device = pick_device(params.runtime.device)
+    set_up(device, params.compute)
     target = read_index(TARGET_TRAIN)
     report = read_index(TARGET_REPORT)
     check_raw_files(report)
     adapted, space = load_network(ADAPTED)
     networks: dict[str, Segmenter] = {}
     if params.pretrain.iterations > 0:
-        networks["source_only"] = load_network(PRETRAINED)[0].to(device)
+        networks["source_only"] = place(load_network(PRETRAINED)[0], device, params.compute)
         networks["reestimated"] = copy.deepcopy(networks["source_only"])
         use_target_statistics(networks["reestimated"], target, params)
-    networks["student"] = load_network(STUDENT)[0].to(device)
-    networks["adapted"] = adapted.to(device)
+    networks["student"] = place(load_network(STUDENT)[0], device, params.compute)
+    networks["adapted"] = place(adapted, device, params.compute)
     command.say(
         f"evaluate: {len(networks)} networks on {len(report.records)} images; "
         f"{describe(adapted, params)}"

@@ -23,7 +23,7 @@ from ssda.method.adaptation import Networks, joint_step, look
 from ssda.method.guidance import PREDICTED_SHARE, Task
 from ssda.method.source import frozen_encoder
 from ssda.method.subdomains import PredictedShares
-from ssda.method.teacher import create_teacher, update_teacher
+from ssda.method.teacher import create_teacher, moving_average
 from ssda.networks.encoders import Encoder, load_imagenet_weights
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
@@ -37,6 +37,7 @@ def start_networks(student: Segmenter, target: Index, params: Params) -> Network
         imagenet = Encoder(params.model)
         imagenet.stage(params.adapt.feature_distance.stride)  # says so now where there is none
         load_imagenet_weights(imagenet, params.model)
+        imagenet.precision = student.encoder.precision
         imagenet = frozen_encoder(imagenet).to(student.device)
     predicted = PredictedShares(student.num_classes).to(student.device)
     return Networks(student.train(), create_teacher(student), imagenet, predicted)
@@ -85,9 +86,6 @@ def adapt_steps(
             report |= look(networks, source, target, task, step)
         return report
 
-    def after_update(step: int) -> None:
-        update_teacher(networks.teacher, networks.student, step, settings.teacher_momentum)
-
     def files(step: int) -> list[Path]:
         return [
             path
@@ -101,7 +99,7 @@ def adapt_steps(
         settings.iterations,
         zip(labelled, unlabelled, strict=True),
         add_gradients,
-        after_update,
+        moving_average(networks.teacher, networks.student, settings.teacher_momentum),
         progress=progress,
         files=files,
     ):

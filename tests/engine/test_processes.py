@@ -246,7 +246,7 @@ def test_out_of_memory_names_what_to_lower(error: Exception) -> None:
 def test_alone_every_function_gives_back_what_it_gets() -> None:
     values = torch.rand(4, 2)
     assert processes.summed(values) is values and processes.gathered(values) is values
-    assert processes.averaged(values) is values and processes.own(values) is not None
+    assert processes.divided(values) is values and processes.own(values) is not None
     assert torch.equal(processes.own(values), values)
     assert processes.share(values > 0.5) == 1.0
     assert processes.part(7) == 7
