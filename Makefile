@@ -30,6 +30,7 @@ lint: setup                      ## style and types
 
 use: setup                       ## make use PRESET=gta_small: take a preset as params.yaml
 	python -m pipeline.presets $(PRESET)
+	python -m pipeline.dependencies
 
 metrics-diff: setup              ## make metrics-diff BASE=main: what changed, and whether it may be merged
 	@python -m pipeline.diff $(or $(BASE),main)

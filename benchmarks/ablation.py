@@ -1,15 +1,13 @@
-"""Which mechanisms pay? Variants of the method x random states, on the demo's streets.
+"""Which mechanisms pay? Variants of the method x random states x targets.
 
 Every finished run is a line of a JSON-lines file, which is replaced as a whole; starting again
 runs only what is missing. A line belongs to a hash of the parameters and the data: a run of other
-ones replaces it. Tune by the validation streets; the test streets are for the report.
+ones replaces it. Tune by the validation splits; the test splits are for the report.
 
-    python -m benchmarks.ablation --setting short --states 0 1 2 --jobs 2
+    python -m benchmarks.ablation --setting short --targets city camvid --states 0 1 2 --jobs 2
     python -m benchmarks.summary
 
-On a GPU the runs share the card, each in a process of its own: `--jobs 8 --workers 1`. With
-`--converted FOLDER --params FILE` they are on a set of your own, as `python -m pipeline.convert`
-left it (data/converted); the rows of such a set need an `--out` of their own.
+On a GPU the runs share the card, each in a process of its own: --jobs 8 --workers 1.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ import sys
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -37,7 +35,7 @@ import torch
 
 from benchmarks.controls import balanced
 from benchmarks.label_free import label_free_indicators
-from benchmarks.streets import FOLDER, Streets, converted_set, parameters, streets
+from benchmarks.targets import FOLDER, TARGETS, Splits, parameters, splits_of
 from benchmarks.variants import SETTINGS, VARIANTS, Variant
 from pipeline.repository import locked
 from ssda.datasets.index import Index, class_frequencies
@@ -50,6 +48,7 @@ from ssda.engine.pretraining import imagenet_network, pretrain_steps
 from ssda.engine.statistics import use_target_statistics
 from ssda.engine.training import StepRecord
 from ssda.files import write_text
+from ssda.labels import LabelSpace
 from ssda.method.adaptation import Networks
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
@@ -70,7 +69,7 @@ class Result:
     """A finished run: a line of the file."""
 
     setting: str
-    difficulty: float
+    target: str
     variant: str
     random_state: int
     key: str
@@ -84,9 +83,9 @@ class Result:
     """Label-free."""
 
     @property
-    def address(self) -> tuple[str, float, str, int]:
+    def address(self) -> tuple[str, str, str, int]:
         """Which run it is; a newer one takes its place."""
-        return self.setting, self.difficulty, self.variant, self.random_state
+        return self.setting, self.target, self.variant, self.random_state
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class Job:
     """A run that is to be done."""
 
     setting: str
-    difficulty: float
+    target: str
     variant: str
     random_state: int
     key: str
@@ -102,46 +101,47 @@ class Job:
     params: Params
 
     @property
-    def address(self) -> tuple[str, float, str, int]:
+    def address(self) -> tuple[str, str, str, int]:
         """As its result's."""
-        return self.setting, self.difficulty, self.variant, self.random_state
+        return self.setting, self.target, self.variant, self.random_state
 
 
-Task = tuple[Job, Streets, int]
+Task = tuple[Job, Splits, int]
 """A run, its data, its threads."""
 
 
 def main() -> None:
     """Run what is missing, a line each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="default: all")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--states", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--setting", choices=SETTINGS, default="default")
-    parser.add_argument("--difficulty", type=float, default=1.0, help="0 to 1.5; 1: the demo's")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["city"])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time that share the cores")
     parser.add_argument("--threads", type=int, help="of a run; default: cores / jobs")
     parser.add_argument("--workers", type=int, default=0, help="processes that load, of each set")
-    parser.add_argument("--converted", type=Path, help="folder of a converted set of your own")
-    parser.add_argument("--params", type=Path, help="its parameters; default: params.yaml")
     parser.add_argument("--out", type=Path, default=RUNS)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _leave)
-    try:
-        data, jobs = prepare(arguments)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    data = {target: splits_of(target) for target in arguments.targets}
+    jobs = [
+        job(arguments.setting, target, name, state, data[target].digest, arguments.workers)
+        for state in arguments.states
+        for target in arguments.targets
+        for name in arguments.variants
+    ]
     done = {(result.address, result.key) for result in read_results(arguments.out)}
     missing = [job for job in jobs if (job.address, job.key) not in done]
     print(f"{len(jobs) - len(missing)} runs are there, {len(missing)} to do", flush=True)
     threads = arguments.threads or max(1, (os.cpu_count() or 1) // arguments.jobs)
-    tasks = [(job, data, threads) for job in missing]
+    tasks = [(job, data[job.target], threads) for job in missing]
     with closing(finished(tasks, arguments.jobs)) as results:
         for result in results:
             add_result(arguments.out, result)
             validation = f"{result.validation.miou:5.1f}" if result.validation else "    -"
             print(
-                f"{result.variant:24} {result.random_state:3}  validation {validation}  "
-                f"test {result.test.miou:5.1f}  {result.seconds:5.0f} s",
+                f"{result.target:18} {result.variant:24} {result.random_state:3}  "
+                f"validation {validation}  test {result.test.miou:5.1f}  {result.seconds:5.0f} s",
                 flush=True,
             )
 
@@ -184,53 +184,18 @@ def _send(sender: Connection, task: Task) -> None:
     sender.send(_run(*task))
 
 
-def prepare(arguments: argparse.Namespace) -> tuple[Streets, list[Job]]:
-    """Data and runs that the command line asks for; ValueError where they do not fit."""
-    given, setting = None, arguments.setting
-    if arguments.converted is None:
-        data = streets(arguments.difficulty)
-    else:
-        data = converted_set(arguments.converted)
-        given = arguments.params or Path("params.yaml")
-        setting = f"{arguments.converted.name}-{setting}"
-    labelled = [name for name in VARIANTS if VARIANTS[name].training in LABELLED]
-    refused = labelled if given else []
-    names = arguments.variants or [name for name in VARIANTS if name not in refused]
-    if wrong := [name for name in names if name in refused]:
-        raise ValueError(f"--variants {' '.join(wrong)}: needs labels of the target, not converted")
-    jobs = [
-        job(
-            arguments.setting,
-            arguments.difficulty,
-            name,
-            state,
-            data.digest,
-            given,
-            arguments.workers,
-        )
-        for name in names
-        for state in arguments.states
-    ]
-    return data, [replace(job, setting=setting) for job in jobs]
-
-
 def job(
-    setting: str,
-    difficulty: float,
-    name: str,
-    random_state: int,
-    digest: str,
-    given: Path | None = None,
-    workers: int = 0,
+    setting: str, target: str, name: str, random_state: int, digest: str, workers: int = 0
 ) -> Job:
-    """The run of a variant in a setting; see `parameters` for the last two."""
+    """The run of a variant in a setting."""
     variant = VARIANTS[name]
     early = {k: v for k, v in variant.changes.items() if k.split(".")[0] in ("model", "pretrain")}
-    pretraining = parameters(early, difficulty, random_state, given, workers)
-    changes = dict(SETTINGS[setting]) | dict(variant.changes)
-    params = parameters(changes, difficulty, random_state, given, workers)
+    runtime = {"runtime.workers": workers}
+    pretraining = parameters(early | runtime, target, random_state)
+    changes = dict(SETTINGS[setting]) | dict(variant.changes) | runtime
+    params = parameters(changes, target, random_state)
     key = run_key(variant, pretraining, params, digest)
-    return Job(setting, difficulty, name, random_state, key, pretraining, params)
+    return Job(setting, target, name, random_state, key, pretraining, params)
 
 
 def run_key(variant: Variant, pretraining: Params, params: Params, digest: str) -> str:
@@ -245,8 +210,6 @@ def run_key(variant: Variant, pretraining: Params, params: Params, digest: str) 
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-LABELLED = ("labelled", "then_labelled")
-"""Trainings on labels of the target."""
 PRETRAINING = ("random_state", "images", "sampling", "model", "pretrain")
 
 
@@ -274,28 +237,28 @@ def pretrained_path(params: Params, digest: str) -> Path:
     return FOLDER / "pretrained" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.safetensors"
 
 
-def network_path(setting: str, difficulty: float, variant: str, random_state: int) -> Path:
+def network_path(setting: str, target: str, variant: str, random_state: int) -> Path:
     """Where a run leaves its network, for the diagnostics."""
-    return FOLDER / "networks" / f"{setting}-{difficulty:g}-{variant}-{random_state}.safetensors"
+    return FOLDER / "networks" / f"{setting}-{target}-{variant}-{random_state}.safetensors"
 
 
 def _leave(signal_number: int, frame: FrameType | None) -> None:
     sys.exit(1)  # on the way out the runs are ended
 
 
-def pretrained(params: Params, data: Streets) -> Segmenter:
+def pretrained(params: Params, data: Splits) -> Segmenter:
     """The pretrained network that variants share; whoever needs it first trains it."""
     path = pretrained_path(params, data.digest)
     with locked(path.with_suffix(".lock")):
         if not path.is_file():
             network = trained(
-                imagenet(params, data), data.source, params, params.pretrain.iterations
+                imagenet(params, data.space), data.source, params, params.pretrain.iterations
             )
-            save_network(path, network, params.model, data.source.space)
+            save_network(path, network, params.model, data.space)
     return load_network(path)[0]
 
 
-def _run(job: Job, data: Streets, threads: int) -> Result:
+def _run(job: Job, data: Splits, threads: int) -> Result:
     """Train, score and describe one variant of one random state."""
     torch.set_num_threads(threads)
     params = job.params
@@ -303,9 +266,9 @@ def _run(job: Job, data: Streets, threads: int) -> Result:
     started = time.monotonic()
     steps = params.pretrain.iterations + params.adapt.iterations
     if training == "source":
-        network = trained(imagenet(params, data), data.source, params, steps)
+        network = trained(imagenet(params, data.space), data.source, params, steps)
     elif training == "labelled":
-        network = trained(imagenet(params, data), data.labelled, params, steps)
+        network = trained(imagenet(params, data.space), data.labelled, params, steps)
     else:
         network = placed(pretrained(job.pretraining, data), params)
         if training == "then_labelled":
@@ -318,15 +281,15 @@ def _run(job: Job, data: Streets, threads: int) -> Result:
                 pass
             network = networks.teacher
     network.eval()
-    path = network_path(job.setting, job.difficulty, job.variant, job.random_state)
-    save_network(path, network, params.model, data.source.space)
+    path = network_path(job.setting, job.target, job.variant, job.random_state)
+    save_network(path, network, params.model, data.space)
     frequencies = torch.from_numpy(class_frequencies([data.source])).float()
     indicators = label_free_indicators(network, data.target, frequencies, params)
     validation = scored(network, data.validation, params)
     test = scored(network, data.report, params)
     return Result(
         job.setting,
-        job.difficulty,
+        job.target,
         job.variant,
         job.random_state,
         job.key,
@@ -339,16 +302,16 @@ def _run(job: Job, data: Streets, threads: int) -> Result:
 
 
 def variant_steps(
-    variant: Variant, networks: Networks, data: Streets, params: Params
+    variant: Variant, networks: Networks, data: Splits, params: Params
 ) -> Iterator[StepRecord]:
     """`adapt_steps`, seeds chosen as the variant does."""
     with balanced(variant.balance):
-        yield from adapt_steps(networks, [data.source], data.target, params, data.source.space)
+        yield from adapt_steps(networks, [data.source], data.target, params, data.space)
 
 
-def imagenet(params: Params, data: Streets) -> Segmenter:
+def imagenet(params: Params, space: LabelSpace) -> Segmenter:
     """The network that pretraining starts from."""
-    return placed(imagenet_network(params, data.source.space.num_classes), params)
+    return placed(imagenet_network(params, space.num_classes), params)
 
 
 def placed(network: Segmenter, params: Params) -> Segmenter:

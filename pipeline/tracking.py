@@ -43,8 +43,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
-from ruamel.yaml import YAML
-
 from pipeline.command import guard
 from pipeline.repository import (
     Origin,
@@ -58,7 +56,8 @@ from pipeline.repository import (
     stages,
 )
 from ssda.files import write_text
-from ssda.params import Params, load_params, validate
+from ssda.params import Params, load_params
+from ssda.sections import parse_yaml, validate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -409,7 +408,7 @@ def _changed_params(params: Params, commit: str) -> list[str]:
     """Options of `dvc exp run` for the parameters that differ from those of a commit."""
     text = git("show", f"{commit}:./params.yaml")
     try:
-        before = flat(validate(Params, YAML(typ="safe", pure=True).load(text), "params.yaml"))
+        before = flat(validate(Params, parse_yaml(text.encode(), "params.yaml"), "params.yaml"))
     except ValueError:  # parameters of other code
         return []
     return [

@@ -16,17 +16,13 @@ from benchmarks.ablation import Result, Score, add_result, job, read_results, wr
 from benchmarks.controls import balanced, most_certain, same_share
 from benchmarks.summary import class_table, correlations, estimate, gap_closure, rows
 from benchmarks.variants import SETTINGS, VARIANTS
-from demo.scenes import write_cityscapes, write_gta
-from pipeline.inventory import raw_splits
-from ssda.datasets.conversion import convert_split
+from ssda.labels import CITYSCAPES
 from ssda.method import guidance
 from ssda.method.subdomains import keep_ratios, select_seeds
-from ssda.params import load_params
-from ssda.sections import read_yaml
-from tests.conftest import ROOT, set_values
+from tests.conftest import ROOT
 
 FIFTY = Score(50.0, (50.0, None))
-RUN = Result("default", 1.0, "full", 0, "k", "c", 1.0, FIFTY, Score(40.0, (40.0,)), {})
+RUN = Result("default", "city", "full", 0, "k", "c", 1.0, FIFTY, Score(40.0, (40.0,)), {})
 
 
 def run(variant: str, state: int, test: float, **indicators: float) -> Result:
@@ -43,15 +39,15 @@ def run(variant: str, state: int, test: float, **indicators: float) -> Result:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_every_variant_is_valid_and_differs_from_all_others(setting: str) -> None:
-    keys = {name: job(setting, 1.0, name, 0, "data").key for name in VARIANTS}
+    keys = {name: job(setting, "city", name, 0, "data").key for name in VARIANTS}
     assert len(set(keys.values())) == len(keys)
-    assert job(setting, 1.0, "full", 1, "data").key != keys["full"]
-    assert job(setting, 1.0, "full", 0, "other data").key != keys["full"]
+    assert job(setting, "city", "full", 1, "data").key != keys["full"]
+    assert job(setting, "city", "full", 0, "other data").key != keys["full"]
 
 
 def test_variants_share_the_pretraining_of_a_state() -> None:
     names = [name for name in VARIANTS if name != "short_pretraining"]
-    jobs = [job("short", 1.0, name, 3, "data") for name in names]
+    jobs = [job("short", "city", name, 3, "data") for name in names]
     assert len({job.pretraining.model_dump_json() for job in jobs}) == 1
 
 
@@ -98,10 +94,10 @@ def test_classes_are_compared_over_the_states_that_have_all_variants() -> None:
     road = [("full", 0, 50.0), ("full", 1, 60.0), ("mixing", 0, 40.0), ("mixing", 1, 41.0)]
     results = [run(*values) for values in [*road, ("full", 2, 99.0)]]
     results = [replace(r, test=Score(0.0, (r.test.miou, *[None] * 18))) for r in results]
-    table = class_table(results, ("full", "mixing"))
+    table = class_table(results, ("full", "mixing"), CITYSCAPES.names)
     assert table is not None and "| road | 55.0 ± 7.1 | 40.5 ± 0.7 |" in table
     assert "| bicycle | - | - |" in table
-    assert class_table(results, ("full", "oracle")) is None
+    assert class_table(results, ("full", "oracle"), CITYSCAPES.names) is None
 
 
 def test_an_indicator_that_ranks_as_the_score_does_comes_first() -> None:
@@ -141,64 +137,6 @@ def test_controls_reach_adaptation_and_leave_it_as_it_was() -> None:
     assert (guidance.keep_ratios, guidance.select_seeds) == (keep_ratios, select_seeds)
 
 
-def tiny_set(folder: Path, changes: dict[str, Any]) -> list[str]:
-    """A few scenes, converted, with their parameters; the options of the runner for them."""
-    write_gta(folder / "raw/game", 4, size=(36, 68), processes=1)
-    write_cityscapes(folder / "raw/city", {"train": 4, "val": 2}, size=(32, 64), processes=1)
-    roots = {"sources.game.root": "raw/game", "target.root": "raw/city", "target.report": "val"}
-    values = set_values(read_yaml(ROOT / "params.yaml"), roots | changes)
-    with (folder / "tiny.yaml").open("w") as file:
-        YAML(typ="safe", pure=True).dump(values, file)
-    params = load_params(folder / "tiny.yaml")
-    for raw in raw_splits(params):
-        convert_split(
-            raw.layout, raw.root, raw.split, folder / "converted" / raw.name,
-            space=raw.space, with_labels=raw.with_labels,
-        )  # fmt: skip
-    return ["--converted", "converted", "--params", "tiny.yaml", "--out", "runs.jsonl"]
-
-
-def test_runs_on_a_set_of_your_own_each_in_a_process_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The command itself asks nothing of CUDA, which the processes that it forks could not use."""
-    monkeypatch.chdir(tmp_path)
-    changes = {
-        "images.crop": [64, 32],
-        "sampling.min_pixels": 10,
-        "model.channels": 8,
-        "pretrain.iterations": 1,
-        "pretrain.batch_size": 2,
-        "adapt.batch_size": 2,
-    }
-    own = os.getpid()
-
-    def available() -> bool:
-        assert os.getpid() != own, "the command asked for CUDA before it forked"
-        return False
-
-    monkeypatch.setattr(torch.cuda, "is_available", available)
-    options = tiny_set(tmp_path, changes)
-    command = ["ablation", "--variants", "source_only", "reestimated", "--states", "0"]
-    monkeypatch.setattr(sys, "argv", [*command, "--jobs", "2", "--workers", "1", *options])
-    ablation.main()
-    results = read_results(Path("runs.jsonl"))
-    assert {(r.setting, r.variant) for r in results} == {
-        ("converted-default", "source_only"),
-        ("converted-default", "reestimated"),
-    }
-    assert results[0].test != results[1].test
-    monkeypatch.setattr(sys, "argv", ["ablation", "--variants", "full", "oracle", *options])
-    with pytest.raises(SystemExit, match="error: --variants oracle: needs labels of the target"):
-        ablation.main()
-
-
-def test_processes_that_load_images_do_not_make_another_run() -> None:
-    few, more = (job("short", 1.0, "full", 0, "data", workers=workers) for workers in (0, 2))
-    assert few.key == more.key
-    assert (few.params.runtime.workers, more.params.runtime.workers) == (0, 2)
-
-
 @dataclass(frozen=True)
 class Endless:
     """In a run's place: what never ends, or is killed once another run is there."""
@@ -223,3 +161,48 @@ def test_runs_end_with_the_command_and_one_that_dies_ends_it(
     for child in multiprocessing.active_children():
         child.join(5)
     assert len([*tmp_path.iterdir()]) == 2 and multiprocessing.active_children() == []
+
+
+def test_runs_load_by_processes_and_the_command_asks_nothing_of_cuda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes that it forks could not use CUDA if it did."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("params.yaml", "demo", "presets"):
+        Path(name).symlink_to(ROOT / name)
+    little = {
+        "images.crop": [64, 32],
+        "model.channels": 8,
+        "pretrain.iterations": 1,
+        "pretrain.batch_size": 2,
+        "runtime.device": "auto",
+    }
+    monkeypatch.setitem(SETTINGS, "default", little)
+    monkeypatch.setitem(VARIANTS, "source_only", replace(VARIANTS["source_only"], changes=little))
+    scenes = {"scenes": {"game": 3, "city": {"train": 3, "val": 2, "test": 2}}}
+    write_yaml(tmp_path / "scenes.yaml", scenes)
+    monkeypatch.setattr("benchmarks.targets.SCENES", tmp_path / "scenes.yaml")
+    own = os.getpid()
+
+    def available() -> bool:
+        assert os.getpid() != own, "the command asked for CUDA before it forked"
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", available)
+    options = ["--variants", "source_only", "--states", "0", "1", "--jobs", "2", "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", ["ablation", *options, "--out", "runs.jsonl"])
+    ablation.main()
+    first, second = read_results(Path("runs.jsonl"))
+    assert (first.random_state, second.random_state) == (0, 1)
+    assert first.test != second.test
+
+
+def write_yaml(path: Path, values: dict[str, Any]) -> None:
+    with path.open("w") as file:
+        YAML(typ="safe", pure=True).dump(values, file)
+
+
+def test_processes_that_load_images_do_not_make_another_run() -> None:
+    few, more = (job("short", "city", "full", 0, "data", workers=workers) for workers in (0, 2))
+    assert few.key == more.key
+    assert (few.params.runtime.workers, more.params.runtime.workers) == (0, 2)
