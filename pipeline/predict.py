@@ -81,7 +81,7 @@ def predict(model: Path, inputs: list[Path], out: Path, settings: Settings) -> N
     from ssda.datasets.conversion import listed
     from ssda.datasets.loading import read_image
     from ssda.engine.checkpoints import load_network
-    from ssda.engine.device import pick_device
+    from ssda.engine.device import pick_device, pick_precision
 
     found, left_out = find_inputs(inputs, out)
     images = {name: path for name, path in found.items() if path.suffix.lower() not in VIDEOS}
@@ -94,7 +94,8 @@ def predict(model: Path, inputs: list[Path], out: Path, settings: Settings) -> N
             except ValueError as error:
                 problems.append(str(error))
     network, space = load_network(model)
-    network.to(pick_device(settings.device))
+    device = pick_device(settings.device)
+    network.to(device).encoder.precision = pick_precision("auto", device)
     done = {"images": 0, "videos": 0}
 
     total = len(images) + sum(frames.values())
