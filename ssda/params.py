@@ -303,7 +303,7 @@ class Windows(Section):
 
 
 class Evaluate(Section):
-    """Scores and pictures."""
+    """Scores and pictures; a training stage's validation curve follows it, but is not redrawn."""
 
     windows: Windows | None
     flip: bool
@@ -313,7 +313,8 @@ class Evaluate(Section):
     pictures: Pictures
     """Images in the picture."""
     subsets: tuple[Annotated[str, Field(coerce_numbers_to_str=True)], ...]
-    """Further mIoUs, over subsets that labels names; cityscapes: 16, 13 (what SYNTHIA shows)."""
+    """Further mIoUs, over subsets that labels names; cityscapes: 16, 13 (what SYNTHIA shows). The
+    first is what the validation curve shows and the gate of pull requests takes; [] for all."""
 
 
 class Runtime(Section):
