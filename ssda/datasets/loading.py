@@ -59,6 +59,18 @@ def read_label(path: Path, size: Size | None = None) -> np.ndarray:
     return label
 
 
+def _read_record(index: Index, record: Record, size: Size | None) -> np.ndarray:
+    """As `read_image`; ValueError also where the image has changed its size since `convert`."""
+    image = read_image(index.image_path(record), size)
+    height, width = image.shape[:2]
+    if (width, height) != (size or (record.width, record.height)):
+        raise ValueError(
+            f"{index.image_path(record)}: {width} x {height} pixels, at conversion "
+            f"{record.width} x {record.height}; run dvc repro"
+        )
+    return image
+
+
 def _named(path: Path, read: Callable[[Path], np.ndarray]) -> np.ndarray:
     try:
         return read(path)
@@ -98,7 +110,7 @@ class SourceSamples(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         """Image (3, h, w) uint8 and label (h, w) uint8."""
         rng, source, record, wanted = self._draw(i)
-        image = read_image(source.image_path(record), source.resize)
+        image = _read_record(source, record, source.resize)
         label = read_label(source.label_path(record), source.resize)
         y, x = draw_crop(
             label,
@@ -140,7 +152,7 @@ class TargetSamples(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         """Image (3, h, w) uint8 and what counts of it, (h, w) bool."""
-        image = read_image(self.file(i), self.size)
+        image = _read_record(self.index, self._record(i), self.size)
         counted = counted_pixels(image.shape[:2], self.margins)
         rng = generator(self.random_state, "target", i)
         y, x = random_corner(image.shape[:2], self.crop, rng)
@@ -149,9 +161,11 @@ class TargetSamples(Dataset[tuple[Tensor, Tensor]]):
 
     def file(self, i: int) -> Path:
         """The image that sample i is cut from."""
+        return self.index.image_path(self._record(i))
+
+    def _record(self, i: int) -> Record:
         count = len(self.index.records)
-        position = _epoch_order(self.random_state, i // count, count)[i % count]
-        return self.index.image_path(self.index.records[position])
+        return self.index.records[_epoch_order(self.random_state, i // count, count)[i % count]]
 
 
 class EvaluationSamples(Dataset[tuple[Tensor, Tensor | None]]):
@@ -174,7 +188,7 @@ class EvaluationSamples(Dataset[tuple[Tensor, Tensor | None]]):
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor | None]:
         """Image (3, h, w) uint8 and label (H, W) uint8 or None."""
         record = self.index.records[i]
-        image = read_image(self.index.image_path(record), self.size)
+        image = _read_record(self.index, record, self.size)
         label = None
         if record.label is not None:
             label = torch.from_numpy(read_label(self.index.label_path(record)))

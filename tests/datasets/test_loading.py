@@ -189,6 +189,19 @@ def test_a_broken_image_is_one_line_also_from_a_worker(tmp_path: Path, workers: 
         assert "\n" not in str(caught.value)
 
 
+def test_an_image_of_another_size_than_at_conversion_is_named(source: Index) -> None:
+    records = tuple(replace(record, width=69) for record in source.records)
+    changed = replace(source, records=records)
+    expected = r"^/.*png: 68 x 36 pixels, at conversion 69 x 36; run dvc repro$"
+    for samples in (
+        source_samples(changed),
+        target_samples(changed),
+        EvaluationSamples(changed, None),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            samples[0]
+
+
 def test_a_worker_that_an_error_keeps_alive_does_not_keep_its_process(source: Index) -> None:
     context = multiprocessing.get_context("spawn")
     child = context.Process(target=end_with_a_worker, args=(source,))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import pipeline.video  # noqa: F401  it quietens OpenCV, which looks once, at the first video
 from pipeline import predict as command_line
 from pipeline.predict import Settings, look, predict
 from ssda.engine.checkpoints import load_network, save_network
@@ -253,6 +254,15 @@ def test_links_are_followed_but_not_in_circles() -> None:
     Path("elsewhere/again").symlink_to(Path("in").resolve())
     with pytest.raises(ValueError, match=r"in/linked/again: a link to in, whose files would come"):
         predict(MODEL, [Path("in")], Path("out"), CPU)
+
+
+def test_a_name_that_is_not_utf_8_is_one_line_before_any_work() -> None:
+    write("in/a.png")
+    name = b"in/stra\xdfe.avi".decode(errors="surrogateescape")
+    write_video("drive.avi", "MJPG", frames=2).rename(name)
+    with pytest.raises(ValueError, match=r"in/stra.*e.avi'?: not UTF-8 in a name: rename it"):
+        predict(MODEL, [Path("in")], Path("out"), CPU)
+    assert not Path("out").exists()
 
 
 def test_a_photo_is_labelled_as_it_is_shown() -> None:
