@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = Path("dvc.yaml")
 OUTSIDE = {
     f"pipeline/{name}.py"
-    for name in ("tracking", "report", "resume", "finished", "launch", "check")
+    for name in ("tracking", "report", "resume", "finished", "launch", "check", "preflight")
 }
 """They change no result."""
 PACKAGES = ("ssda", "pipeline", "demo")

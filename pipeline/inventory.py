@@ -1,7 +1,8 @@
 """Stage inventory: names and fingerprints of raw files, so that `convert` reruns when they change.
 
 One stage a source, since DVC joins each to what makes its raw set; each looks at the target too.
-Cheap enough to run at every `dvc repro`: only files that are new or were touched are opened.
+Cheap enough to run at every `dvc repro`: only files that are new or were touched are opened. What
+training would refuse is refused here, before anything is done.
 """
 
 from __future__ import annotations
@@ -125,9 +126,15 @@ def main() -> None:
     parser = command.parser(__doc__)
     parser.add_argument("source", help="a name in params.sources")
     arguments = parser.parse_args()
-    command.guard(
-        lambda: inventory(load_params(arguments.params), arguments.source), debug=arguments.debug
-    )
+
+    def work() -> None:
+        from pipeline.preflight import preflight
+
+        params = load_params(arguments.params)
+        preflight(params)
+        inventory(params, arguments.source)
+
+    command.guard(work, debug=arguments.debug)
 
 
 if __name__ == "__main__":

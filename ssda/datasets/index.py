@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ssda.files import fingerprint, write_text
 from ssda.labels import LabelSpace, parse_space
 from ssda.params import Size
+from ssda.sections import parse_json
 
 INDEX = "index.json"
 
@@ -94,7 +95,7 @@ def read_index(folder: str | Path) -> Index:
     """The index in a folder; raises ValueError with one line where there is none."""
     path = Path(folder) / INDEX
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes(), str(path))
         records = tuple(_record(values) for values in content["records"])
         space = parse_space(content["space"], str(path))
         resize = tuple(content["resize"]) if content["resize"] else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
@@ -206,15 +207,15 @@ def evaluation_batches(
     Args:
         samples: whole images.
         most: how many images of a size (width, height) a batch may hold.
-        workers: processes that read ahead.
+        workers: processes that read ahead, as far as shared memory has room for what they hold.
     """
     batches: list[list[int]] = []
     for size, group in groupby(range(len(samples)), samples.image_size):
         numbers, count = list(group), most(size)
         batches += [numbers[i : i + count] for i in range(0, len(numbers), count)]
     batches = batches[rank() :: count_processes()]
-    workers = min(workers, len(batches))
-    check_shared_memory(workers, max((_bytes(samples, numbers) for numbers in batches), default=0))
+    largest = max((_bytes(samples, numbers) for numbers in batches), default=0)
+    workers = min(workers, len(batches), _room(largest))
     loaded = _read_ahead(samples, batches, workers, _together)
     for numbers, (images, labels) in zip(batches, loaded, strict=True):
         yield EvaluationBatch(numbers, images, labels)
@@ -258,15 +259,20 @@ def check_margins(index: Index, size: Size | None, margins: Margins) -> None:
 
 def check_shared_memory(workers: int, batch_bytes: int) -> None:
     """ValueError where the batches that workers hold ready, two each, do not fit into /dev/shm."""
-    if workers == 0 or not SHARED_MEMORY.is_dir():
-        return
-    free, needed = shutil.disk_usage(SHARED_MEMORY).free, 2 * workers * batch_bytes
-    if free < needed:
+    if workers > _room(batch_bytes):
+        needed, free = 2 * workers * batch_bytes, shutil.disk_usage(SHARED_MEMORY).free
         raise ValueError(
             f"runtime.workers = {workers}: needs {needed / 1e6:.2f} MB of {SHARED_MEMORY}, which "
             f"has {free / 1e6:.2f} MB free; enlarge it (docker run --shm-size), or lower "
             "runtime.workers: 0 needs none"
         )
+
+
+def _room(batch_bytes: int) -> int:
+    """How many workers can hold two such batches each in shared memory."""
+    if batch_bytes == 0 or not SHARED_MEMORY.is_dir():
+        return sys.maxsize
+    return shutil.disk_usage(SHARED_MEMORY).free // (2 * batch_bytes)
 
 
 def _load(samples: Any, steps: range, batch_size: int, workers: int) -> Iterator[list[Tensor]]:

@@ -2,6 +2,7 @@ import multiprocessing
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -213,6 +214,20 @@ def test_too_little_shared_memory_is_told_before_training(
     with pytest.raises(ValueError, match=r"runtime.workers = 1000000000: needs \d+.\d\d MB of /"):
         next(source_batches(samples, range(1), 1, 10**9))
     assert next(source_batches(samples, range(1), 1, 0)).images.shape == (1, 3, 32, 64)
+
+
+def test_whole_images_are_read_without_shared_memory_where_it_is_full(
+    source: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [10**9]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    for bytes_free, workers in ((10**9, 1), (10_000, 0)):
+        free[0] = bytes_free
+        batches = evaluation_batches(EvaluationSamples(source, None), lambda _: 5, 3)
+        before = len(multiprocessing.active_children())
+        assert next(batches).images.shape == (5, 3, 36, 68)
+        assert len(multiprocessing.active_children()) - before == workers
+        assert next(batches, None) is None
 
 
 def test_several_sources_are_pooled_each_at_its_size(tmp_path: Path, source: Index) -> None:

@@ -258,7 +258,7 @@ ROWS: dict[str, tuple[Spoil, Callable[[Any], object], str]] = {
         r"images\.crop = \[32, 8\]: larger than raw/game/images/0\.png, which is 16 x 8",
     ),
     "no class with enough pixels": (
-        lambda: converted(sampling__min_pixels=1000),
+        lambda: converted(sampling__min_pixels=1000, sampling__min_crop_ratio=0.01),
         pretrain,
         r"sampling\.min_pixels = 1000: no source image has more pixels of any class",
     ),
