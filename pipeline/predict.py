@@ -142,7 +142,7 @@ def find_inputs(inputs: list[Path], out: Path) -> tuple[dict[str, Path], str]:
     Links are followed, hidden files skipped, what is below `out` is no input. The second value
     tells how many files are left out, for what they are, such as "; 2 files left out (.heic)".
 
-    Raises ValueError for what is missing or doubled, and for names that are not UTF-8.
+    Raises ValueError for what is missing or doubled, and for names that cannot be written down.
     """
     found: dict[str, Path] = {}
     others: list[str] = []
@@ -166,6 +166,7 @@ def find_inputs(inputs: list[Path], out: Path) -> tuple[dict[str, Path], str]:
                 raise ValueError(f"{file}: has the name of {found[name]}; predict them apart")
             else:
                 found[name] = file
+    check_names("input", map(str, found.values()))
     kinds = ", ".join(sorted({ending or "no ending" for ending in others}))
     several = "s" if len(others) > 1 else ""
     left_out = f"; {len(others)} file{several} left out ({kinds})" if others else ""
