@@ -75,6 +75,22 @@ def test_sample_i_is_the_same_in_any_order_and_process(source: Index, workers: i
     assert not torch.equal(source_samples(source, 1)[5][0], alone[0])
 
 
+def test_a_worker_reads_images_in_one_thread(
+    source: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where OpenCV has had threads before: they would not survive the fork."""
+
+    def read(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+        image = np.full((36, 68, 3), cv2.getNumThreads(), np.uint8)
+        return cv2.resize(cv2.resize(image, (2000, 2000)), (68, 36))
+
+    cv2.setNumThreads(2)
+    monkeypatch.setattr("ssda.datasets.loading.read_image", read)  # workers are forked
+    assert (read(Path()) == 2).all()
+    (batch,) = source_batches(source_samples(source), range(1), 2, 1)
+    assert (batch.images == 1).all()
+
+
 def test_image_and_label_are_cut_and_mirrored_alike(source: Index) -> None:
     """Each crop is found again, as it is or mirrored, at one place in image and label."""
     whole = EvaluationSamples(source, None)
