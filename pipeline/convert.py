@@ -94,20 +94,25 @@ def main(params: Params) -> None:
 
 def run() -> None:
     """The command line."""
-    parser = command.parser(__doc__)
+    parser = command.stage_parser(__doc__)
     parser.add_argument(
         "--check", action="store_true", help="write no conversion, say what it would give"
     )
+    parser.add_argument(
+        "--images", action="store_true", help="with --check: decode all images, to find damage"
+    )
     arguments = parser.parse_args()
+    if arguments.images and not arguments.check:
+        parser.error("--images needs --check")
 
     def stage() -> None:
         params = load_params(arguments.params)
         if arguments.check:
             from pipeline.check import check
 
-            check(params)
+            check(params, images=arguments.images)
         else:
-            main(params)
+            command.unless_finished("convert", params, main, force=arguments.force)
 
     command.guard(stage, debug=arguments.debug)
 

@@ -53,6 +53,11 @@ def part(batch_size: int) -> int:
     return batch_size // count()
 
 
+def alone() -> distributed.ProcessGroup | None:
+    """A group of this process alone; all make theirs at the same time. None where there is one."""
+    return distributed.new_subgroups(group_size=1)[0] if count() > 1 else None
+
+
 def wait_for_all() -> None:
     """Return when all processes are here."""
     if count() > 1:

@@ -44,5 +44,20 @@ class TargetBatch:
         return TargetBatch(_as_float(self.images, device), counted)
 
 
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """Whole images of one size.
+
+    Attributes:
+        numbers: of the images in their split.
+        images: (N, 3, h, w) uint8.
+        labels: (H, W) uint8 of each image, at full size; None without a label.
+    """
+
+    numbers: list[int]
+    images: Tensor
+    labels: list[Tensor | None]
+
+
 def _as_float(images: Tensor, device: torch.device) -> Tensor:
     return images.to(device, non_blocking=True).float() / 255.0

@@ -16,7 +16,7 @@ from ssda.datasets.loading import (
     source_batches,
     target_batches,
 )
-from ssda.engine.evaluation import image_batches, spread
+from ssda.engine.statistics import use_target_statistics
 from ssda.engine.training import Progress, StepRecord, create_optimiser, train
 from ssda.labels import LabelSpace
 from ssda.method.adaptation import Networks, joint_step, look
@@ -25,34 +25,8 @@ from ssda.method.source import frozen_encoder
 from ssda.method.subdomains import PredictedShares
 from ssda.method.teacher import create_teacher, moving_average
 from ssda.networks.encoders import Encoder, load_imagenet_weights
-from ssda.networks.normalisation import reestimate_statistics
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
-from ssda.randomness import generator
-
-STATISTICS_IMAGES = 500
-"""How many target images the statistics of batch normalisation are estimated from, at most."""
-
-
-def use_target_statistics(network: Segmenter, target: Index, params: Params) -> None:
-    """Replace the network's running statistics by those of target images ("AdaBN")."""
-    samples = spread(target, STATISTICS_IMAGES, params)
-    count = 0
-
-    def run(images: torch.Tensor) -> None:
-        nonlocal count
-        draws = [
-            generator(params.random_state, "statistics", count + i) for i in range(len(images))
-        ]
-        count += len(images)
-        images = network.pad(images)
-        network.observe(
-            images, network.draw_masks(1, draws), network.draw_corners(images.shape[-2:], draws)
-        )
-
-    reestimate_statistics(
-        network, image_batches(samples, params.adapt.batch_size, network.device), run
-    )
 
 
 def start_networks(student: Segmenter, target: Index, params: Params) -> Networks:
@@ -63,6 +37,7 @@ def start_networks(student: Segmenter, target: Index, params: Params) -> Network
         imagenet = Encoder(params.model)
         imagenet.stage(params.adapt.feature_distance.stride)  # says so now where there is none
         load_imagenet_weights(imagenet, params.model)
+        imagenet.precision = student.encoder.precision
         imagenet = frozen_encoder(imagenet).to(student.device)
     predicted = PredictedShares(student.num_classes).to(student.device)
     return Networks(student.train(), create_teacher(student), imagenet, predicted)
