@@ -196,18 +196,26 @@ class EvaluationSamples(Dataset[tuple[Tensor, Tensor | None]]):
 
 
 def source_batches(
-    samples: SourceSamples, steps: range, batch_size: int, workers: int
+    samples: SourceSamples, steps: range, batch_size: int, workers: int, *, pin: bool = False
 ) -> Iterator[SourceBatch]:
-    """The batch of each step, this process's part; sample numbers run on from step to step."""
-    for images, labels in _load(samples, steps, batch_size, workers):
+    """The batch of each step, this process's part; sample numbers run on from step to step.
+
+    Args:
+        samples: crops by number.
+        steps: of which batches are wanted.
+        batch_size: samples a step, over all processes.
+        workers: processes that read ahead.
+        pin: lay batches where a GPU fetches them from while the host goes on.
+    """
+    for images, labels in _load(samples, steps, batch_size, workers, pin):
         yield SourceBatch(images, labels)
 
 
 def target_batches(
-    samples: TargetSamples, steps: range, batch_size: int, workers: int
+    samples: TargetSamples, steps: range, batch_size: int, workers: int, *, pin: bool = False
 ) -> Iterator[TargetBatch]:
-    """The batch of each step, this process's part; sample numbers run on from step to step."""
-    for images, counted in _load(samples, steps, batch_size, workers):
+    """The batch of each step, this process's part, as `source_batches` has it."""
+    for images, counted in _load(samples, steps, batch_size, workers, pin):
         yield TargetBatch(images, counted)
 
 
@@ -289,12 +297,14 @@ def _room(batch_bytes: int) -> int:
     return shutil.disk_usage(SHARED_MEMORY).free // (2 * batch_bytes)
 
 
-def _load(samples: Any, steps: range, batch_size: int, workers: int) -> Iterator[list[Tensor]]:
+def _load(
+    samples: Any, steps: range, batch_size: int, workers: int, pin: bool
+) -> Iterator[list[Tensor]]:
     count = part(batch_size)
     check_shared_memory(workers, count * (samples.crop[0] * samples.crop[1]) * 4)
     firsts = (step * batch_size + rank() * count for step in steps)
     numbers = (list(range(first, first + count)) for first in firsts)
-    batches = _read_ahead(samples, numbers, workers)
+    batches = _read_ahead(samples, numbers, workers, pin=pin)
     for step in steps:
         try:
             batch = next(batches)
@@ -308,9 +318,12 @@ def _read_ahead(
     batches: Iterable[list[int]],
     workers: int,
     collate: Callable[[list[Any]], Any] | None = None,
+    *,
+    pin: bool = False,
 ) -> Iterator[Any]:
     """The batches of these samples, in order; ValueError in one line where one cannot be read."""
     if workers:
+        cv2.setNumThreads(1)  # each worker's as well; more of them would not survive the fork
         Finalize(None, _end_workers, exitpriority=0)
     try:
         yield from DataLoader(
@@ -319,6 +332,7 @@ def _read_ahead(
             num_workers=workers,
             worker_init_fn=_ignore_signals,
             collate_fn=collate,
+            pin_memory=pin,
         )
     except ValueError as error:  # a worker's message is its whole traceback
         raise ValueError(
