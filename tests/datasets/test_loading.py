@@ -77,6 +77,22 @@ def test_sample_i_is_the_same_in_any_order_and_process(source: Index, workers: i
     assert not torch.equal(source_samples(source, 1)[5][0], alone[0])
 
 
+def test_a_worker_reads_images_in_one_thread(
+    source: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where OpenCV has had threads before: they would not survive the fork."""
+
+    def read(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+        image = np.full((36, 68, 3), cv2.getNumThreads(), np.uint8)
+        return cv2.resize(cv2.resize(image, (2000, 2000)), (68, 36))
+
+    cv2.setNumThreads(2)
+    monkeypatch.setattr("ssda.datasets.loading.read_image", read)  # workers are forked
+    assert (read(Path()) == 2).all()
+    (batch,) = source_batches(source_samples(source), range(1), 2, 1)
+    assert (batch.images == 1).all()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_whole_images_come_in_order_and_of_one_size_together(source: Index, workers: int) -> None:
     records = list(source.records)
@@ -187,6 +203,19 @@ def test_a_broken_image_is_one_line_also_from_a_worker(tmp_path: Path, workers: 
         with pytest.raises(ValueError, match=rf"^step 3: {first}: {expected}") as caught:
             list(source_batches(samples, range(3, 5), 2, workers))
         assert "\n" not in str(caught.value)
+
+
+def test_an_image_of_another_size_than_at_conversion_is_named(source: Index) -> None:
+    records = tuple(replace(record, width=69) for record in source.records)
+    changed = replace(source, records=records)
+    expected = r"^/.*png: 68 x 36 pixels, at conversion 69 x 36; run dvc repro$"
+    for samples in (
+        source_samples(changed),
+        target_samples(changed),
+        EvaluationSamples(changed, None),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            samples[0]
 
 
 def test_a_worker_that_an_error_keeps_alive_does_not_keep_its_process(source: Index) -> None:
