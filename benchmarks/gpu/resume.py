@@ -85,7 +85,8 @@ def compare(mode: str) -> None:
         whole = run("whole")
         run("killed")
         resumed = run("resumed")
-        note = f"{PRESET}, crop {CROP}; after {END} steps {resumed} against {whole}"
+        crop = preset(PRESET, CROP).images.crop[0]
+        note = f"{PRESET}, crop {crop}; after {END} steps {resumed} against {whole}"
         put(RESUMED, "equal" if resumed == whole else "differ", "", note)
         put("two unbroken runs", "equal" if run("whole") == whole else "differ")
 
