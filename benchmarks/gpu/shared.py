@@ -19,7 +19,7 @@ from ssda.labels import CITYSCAPES
 from ssda.method.adaptation import joint_step
 from ssda.method.guidance import PREDICTED_SHARE
 from ssda.method.teacher import moving_average
-from ssda.params import Params, load_params
+from ssda.params import Margins, Params, load_params
 
 SMALL = os.environ.get("SMALL") == "1"
 ON_CARD = torch.cuda.is_available() and not SMALL
@@ -30,6 +30,7 @@ LITTLE = {
     "gta_dinov3_l": "vit_small_patch16_dinov3.lvd1689m",
 }
 """Encoders of a rehearsal."""
+NO_MARGINS = Margins(top=0, bottom=0, left=0, right=0)
 
 
 def seconds_left() -> float:
@@ -70,7 +71,10 @@ def preset(name: str, crop: int | None = None) -> Params:
     if SMALL:
         encoder = LITTLE.get(name, params.model.encoder)
         model = params.model.model_copy(update={"encoder": encoder, "channels": 16})
-        params, crop = params.model_copy(update={"model": model}), 64
+        adapt = params.adapt.model_copy(update={"margins": NO_MARGINS})
+        sampling = params.sampling.model_copy(update={"min_pixels": 1})
+        little = {"model": model, "adapt": adapt, "sampling": sampling}
+        params, crop = params.model_copy(update=little), 64
     runtime = params.runtime.model_copy(update={"device": DEVICE.type})
     params = params.model_copy(update={"runtime": runtime})
     return certain(params) if crop is None else reduced(params, crop)

@@ -40,8 +40,7 @@ def sets(folder: Path, params: Params) -> tuple[Index, Index]:
 def with_workers(params: Params, workers: int) -> Params:
     """Everything as it is, but for who loads the images."""
     runtime = params.runtime.model_copy(update={"workers": workers, "picture_every": 0})
-    sampling = params.sampling.model_copy(update={"min_pixels": 0})
-    return params.model_copy(update={"runtime": runtime, "sampling": sampling})
+    return params.model_copy(update={"runtime": runtime})
 
 
 def measure(folder: Path) -> None:
