@@ -25,13 +25,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import describe_machine, peak_mib
 from benchmarks.step import made_up_task, random_batches
-from ssda.engine.device import pick_device
+from ssda.engine.device import pick_device, place
 from ssda.engine.training import create_optimiser
 from ssda.files import write_json
 from ssda.labels import CITYSCAPES
 from ssda.method.adaptation import Networks, joint_step
 from ssda.method.losses import labelling_loss
-from ssda.method.source import frozen_encoder, mixed_precision, stochastic_pass
+from ssda.method.source import frozen_encoder, stochastic_pass
 from ssda.method.subdomains import PredictedShares
 from ssda.method.teacher import create_teacher, update_teacher
 from ssda.networks.segmenter import Segmenter
@@ -133,7 +133,7 @@ def measure(params: Params, steps: int) -> dict[str, Any]:
     """
     device = pick_device(params.runtime.device)
     torch.manual_seed(0)
-    student = Segmenter(params.model, CITYSCAPES.num_classes).to(device).train()
+    student = place(Segmenter(params.model, CITYSCAPES.num_classes), device, params.compute).train()
     teacher = create_teacher(student)
     imagenet = None
     if params.adapt.losses.feature_distance > 0:
@@ -153,7 +153,7 @@ def measure(params: Params, steps: int) -> dict[str, Any]:
 
     def irreducible() -> None:
         optimiser.zero_grad()
-        with torch.no_grad(), mixed_precision(target.images):
+        with torch.no_grad():
             teacher(target.images)
             if imagenet is not None:
                 detailed = params.model.detail is not None

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from benchmarks.measure import Answer, describe_machine, interleave, peak_mib, ratio, report
 from ssda.datasets.batches import SourceBatch, TargetBatch
-from ssda.engine.device import pick_device
+from ssda.engine.device import pick_device, place
 from ssda.engine.training import create_optimiser
 from ssda.labels import CITYSCAPES
 from ssda.method.adaptation import Networks, joint_step
 from ssda.method.guidance import Task
-from ssda.method.source import frozen_encoder, mixed_precision, stochastic_pass
+from ssda.method.source import frozen_encoder, stochastic_pass
 from ssda.method.subdomains import PredictedShares, select_seeds
 from ssda.method.teacher import create_teacher, update_teacher
 from ssda.method.uncertainty import STATISTICS
@@ -80,7 +80,7 @@ def create_setting(params: Params) -> Setting:
     """All that a step needs, on the device."""
     device = pick_device(params.runtime.device)
     torch.manual_seed(0)
-    student = Segmenter(params.model, CITYSCAPES.num_classes).to(device).train()
+    student = place(Segmenter(params.model, CITYSCAPES.num_classes), device, params.compute).train()
     imagenet = frozen_encoder(copy.deepcopy(student.encoder))
     source, target = random_batches(params, device)
     predicted = PredictedShares(CITYSCAPES.num_classes).to(device)
@@ -136,7 +136,7 @@ def irreducible_passes(setting: Setting) -> Callable[[], None]:
 
     def passes() -> None:
         networks.student.zero_grad()
-        with torch.no_grad(), mixed_precision(target.images):
+        with torch.no_grad():
             networks.teacher(target.images)
             encoder(seen)
         for images in (source.images, target.images, source.images):
@@ -199,13 +199,11 @@ def compare_passes(params: Params, rounds: int) -> Answer:
 
     def stochastic() -> Tensor:
         masks = network.draw_masks(passes, draws)
-        with mixed_precision(images):
-            members = network.predict(images, masks).members
+        members = network.predict(images, masks).members
         return STATISTICS[params.adapt.uncertainty.statistic](members.softmax(2))
 
     def plain() -> Tensor:
-        with mixed_precision(images):
-            return network(images)
+        return network(images)
 
     return ratio(
         f"forward pass with {passes} head passes and uncertainty, {describe(params)}",

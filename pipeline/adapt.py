@@ -29,7 +29,7 @@ def adapt(params: Params) -> None:
     from ssda.datasets.index import check_raw_files, class_frequencies, read_index, read_sources
     from ssda.engine.adapting import adapt_steps, start_networks
     from ssda.engine.checkpoints import load_network, save_network
-    from ssda.engine.device import pick_device
+    from ssda.engine.device import pick_device, place, set_up
     from ssda.engine.evaluation import label_free_score, validation_score
     from ssda.engine.training import create_optimiser
     from ssda.files import write_json
@@ -39,6 +39,7 @@ def adapt(params: Params) -> None:
 
     settings = params.adapt
     device = pick_device(params.runtime.device)
+    set_up(device, params.compute)
     sources = read_sources(SOURCES)
     target = read_index(TARGET_TRAIN)
     validation = read_index(TARGET_VALIDATION)
@@ -62,7 +63,8 @@ def adapt(params: Params) -> None:
         stage_run("adapt", params, kept.journal) as run,
     ):
         run.tag("device", device.type)
-        networks = start_networks(synchronised(student.to(device)), target, params)
+        student = synchronised(place(student, device, params.compute))
+        networks = start_networks(student, target, params)
         optimiser = create_optimiser(networks.student, settings.optimiser)
         progress = kept.restore(
             {
@@ -102,4 +104,4 @@ def adapt(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    command.run(adapt, __doc__, trains="adapt")
+    command.run("adapt", adapt, __doc__, trains=True)

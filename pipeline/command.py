@@ -17,25 +17,41 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def run(
-    stage: Callable[[Params], object], description: str | None, *, trains: str | None = None
+    name: str, stage: Callable[[Params], object], description: str | None, *, trains: bool = False
 ) -> None:
     """Read the parameters, run the stage; a ValueError or OSError becomes one line and exit code 1.
 
-    With --debug the traceback is shown instead. A stage that trains gives its name: it runs on as
-    many processes as the environment asks for.
+    With --debug the traceback is shown instead. A stage that trains runs on as many processes as
+    the environment asks for.
     """
-    arguments = parser(description).parse_args()
+    arguments = stage_parser(description).parse_args()
 
-    def work() -> None:
-        params = load_params(arguments.params)
-        if trains is None:
+    def work(params: Params) -> None:
+        if not trains:
             stage(params)
             return
         from pipeline.launch import launch
 
-        launch(trains, params, stage)
+        launch(name, params, stage)
 
-    guard(work, debug=arguments.debug)
+    guard(
+        lambda: unless_finished(name, load_params(arguments.params), work, force=arguments.force),
+        debug=arguments.debug,
+    )
+
+
+def unless_finished(
+    name: str, params: Params, work: Callable[[Params], object], *, force: bool
+) -> None:
+    """Do a stage's work; by hand not where its result is there already, unless with --force."""
+    from pipeline.finished import by_hand, is_finished, note_finished
+
+    if by_hand() and not force and is_finished(name, params):
+        say(f"{name}: up to date; --force runs it anyway")
+        return
+    work(params)
+    if by_hand():
+        note_finished(name, params)
 
 
 def say(text: str) -> None:
@@ -50,11 +66,19 @@ def say_next(following: str) -> None:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that all stages have: --params and --debug."""
+    """The options that all have: --params and --debug."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--params", default="params.yaml", help="parameters (default: params.yaml)")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
+
+
+def stage_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options of a stage: --force beside those of all."""
+    options = parser(description)
+    text = "by hand: run the stage although its result is up to date"
+    options.add_argument("--force", action="store_true", help=text)
+    return options
 
 
 def guard(work: Callable[[], object], *, debug: bool) -> None:
@@ -71,7 +95,7 @@ def guard(work: Callable[[], object], *, debug: bool) -> None:
         if debug or "DataLoader worker" not in str(error):
             raise
         sys.exit(
-            f"error: a process that loads images ended ({' '.join(str(error).split())[:200]}); "
+            f"error: a process that loads images ended ({' '.join(str(error).split())}); "
             "the same command goes on after the last saved step; with runtime.workers: 0 there is "
             "no such process"
         )

@@ -94,7 +94,7 @@ def main(params: Params) -> None:
 
 def run() -> None:
     """The command line."""
-    parser = command.parser(__doc__)
+    parser = command.stage_parser(__doc__)
     parser.add_argument(
         "--check", action="store_true", help="write no conversion, say what it would give"
     )
@@ -107,7 +107,7 @@ def run() -> None:
 
             check(params)
         else:
-            main(params)
+            command.unless_finished("convert", params, main, force=arguments.force)
 
     command.guard(stage, debug=arguments.debug)
 

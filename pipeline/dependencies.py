@@ -18,7 +18,10 @@ from ssda.sections import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = Path("dvc.yaml")
-OUTSIDE = {f"pipeline/{name}.py" for name in ("tracking", "report", "resume", "launch", "check")}
+OUTSIDE = {
+    f"pipeline/{name}.py"
+    for name in ("tracking", "report", "resume", "finished", "launch", "check")
+}
 """They change no result."""
 PACKAGES = ("ssda", "pipeline", "demo")
 UNTRACKED = "runtime"

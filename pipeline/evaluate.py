@@ -41,12 +41,13 @@ def evaluate(params: Params) -> None:
     from ssda.datasets.loading import EvaluationSamples
     from ssda.engine.adapting import use_target_statistics
     from ssda.engine.checkpoints import load_network
-    from ssda.engine.device import pick_device
+    from ssda.engine.device import pick_device, place, set_up
     from ssda.engine.evaluation import score
     from ssda.files import write_json
 
     remove_old_states()
     device = pick_device(params.runtime.device)
+    set_up(device, params.compute)
     target = read_index(TARGET_TRAIN)
     report = read_index(TARGET_REPORT)
     check_raw_files(report)
@@ -54,11 +55,14 @@ def evaluate(params: Params) -> None:
     networks = {"adapted": adapted, "student": load_network(STUDENT)[0]}
     if params.pretrain.iterations > 0:
         networks["source_only"] = load_network(PRETRAINED)[0]
+    for network in networks.values():
+        place(network, device, params.compute)
+    if params.pretrain.iterations > 0:
         networks["reestimated"] = copy.deepcopy(networks["source_only"])
-        use_target_statistics(networks["reestimated"].to(device), target, params)
+        use_target_statistics(networks["reestimated"], target, params)
     command.say(
         f"evaluate: {len(networks)} networks on {len(report.records)} images; "
-        f"{describe(adapted.to(device), params)}"
+        f"{describe(adapted, params)}"
     )
     with stage_run("evaluate", params) as run:
         run.tag("device", device.type)
@@ -69,7 +73,7 @@ def evaluate(params: Params) -> None:
             scores[name] = None
             if network := networks.get(name):
                 confusion = score(
-                    network.to(device),
+                    network,
                     samples,
                     space.num_classes,
                     params.runtime.evaluation_batch_size,
@@ -92,7 +96,7 @@ def evaluate(params: Params) -> None:
         save(bars({SHOWN[n]: scores[n]["iou"] for n in SHOWN if scores[n]}), BARS)
         write_table(CONFUSION, confusion_rows(shares, space))
         save(matrices(shares, space), MATRIX)
-        draw(networks, report, params, space, device)
+        draw(networks, report, params, space)
         for path in (SCORES, CLASSES, BARS, CONFUSION, MATRIX, PICTURE):
             run.artifact(path)
     command.say(_line(scores))
@@ -141,7 +145,6 @@ def draw(
     report: Index,
     params: Params,
     space: LabelSpace,
-    device: torch.device,
 ) -> None:
     """The picture: input, truth, predictions and the adapted network's uncertainty."""
     import numpy as np
@@ -164,7 +167,7 @@ def draw(
                 label.numpy(),
                 *(
                     predict_labels(
-                        networks[name].to(device),
+                        networks[name],
                         image,
                         size,
                         windows=params.evaluate.windows,
@@ -203,4 +206,4 @@ def _line(scores: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    command.run(evaluate, __doc__)
+    command.run("evaluate", evaluate, __doc__)

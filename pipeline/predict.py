@@ -76,14 +76,15 @@ def predict(model: Path, inputs: list[Path], out: Path, settings: Settings) -> N
     from pipeline.video import count_frames, read_frames, write_frames
     from ssda.datasets.loading import read_image
     from ssda.engine.checkpoints import load_network
-    from ssda.engine.device import pick_device
+    from ssda.engine.device import pick_device, pick_precision
 
     found = find_inputs(inputs, out)
     videos = {name: path for name, path in found.items() if path.suffix.lower() in VIDEOS}
     images = {name: path for name, path in found.items() if name not in videos}
     total = len(images) + sum(count_frames(path) for path in videos.values())
     network, space = load_network(model)
-    network.to(pick_device(settings.device))
+    device = pick_device(settings.device)
+    network.to(device).encoder.precision = pick_precision("auto", device)
 
     with tqdm(total=total, desc="predict", unit="image", disable=None) as bar:
 

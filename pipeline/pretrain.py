@@ -18,7 +18,7 @@ def pretrain(params: Params) -> None:
     from pipeline.tracking import stage_run
     from ssda.datasets.index import check_raw_files, read_index, read_sources
     from ssda.engine.checkpoints import save_network
-    from ssda.engine.device import pick_device
+    from ssda.engine.device import pick_device, place, set_up
     from ssda.engine.evaluation import validation_score
     from ssda.engine.pretraining import imagenet_network, pretrain_steps
     from ssda.engine.training import create_optimiser
@@ -28,6 +28,7 @@ def pretrain(params: Params) -> None:
 
     settings = params.pretrain
     device = pick_device(params.runtime.device)
+    set_up(device, params.compute)
     sources = read_sources(SOURCES)
     validation = read_index(TARGET_VALIDATION)
     for source in sources:
@@ -43,7 +44,9 @@ def pretrain(params: Params) -> None:
         stage_run("pretrain", params, kept.journal) as run,
     ):
         run.tag("device", device.type)
-        network = synchronised(imagenet_network(params, space.num_classes).to(device))
+        network = synchronised(
+            place(imagenet_network(params, space.num_classes), device, params.compute)
+        )
         optimiser = create_optimiser(network, settings.optimiser)
         progress = kept.restore({"network": network}, optimiser)
         if rank() == 0:
@@ -72,4 +75,4 @@ def pretrain(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    command.run(pretrain, __doc__, trains="pretrain")
+    command.run("pretrain", pretrain, __doc__, trains=True)

@@ -28,6 +28,7 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
 import socket
 import sys
@@ -38,6 +39,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 from ruamel.yaml import YAML
 
@@ -67,6 +69,10 @@ NETWORK_TAG = "dvc.md5."
 """Of a run, followed by a network's path: its MD5, which is its name in dvc.lock and the cache."""
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # MLflow's limits
 RETRY_AFTER = 60.0  # seconds
+DATABASES = "sqlite|postgresql|mysql|mssql"
+"""Addresses that begin so are of a database that runs write into themselves."""
+SERVICES = ("databricks", "databricks-uc", "uc")
+"""Addresses that are no folder, though they look like one."""
 
 Points = dict[str, dict[int, float]]
 """{metric: {step: value}}."""
@@ -294,12 +300,19 @@ def connect(params: Params) -> tuple[MlflowClient, str]:
 
     for name in ("mlflow", "alembic", "urllib3"):  # errors reach `_attempt`, which tells one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    uri, name = _tracking_uri(), params.runtime.experiment
+    uri, name = tracking_uri(), params.runtime.experiment
     with locked(root() / ".ssda/mlflow.lock"):  # two processes must not both create the tables
         client = MlflowClient(uri)
         if found := client.get_experiment_by_name(name):
+            if found.lifecycle_stage == "deleted":
+                raise ValueError(
+                    f"experiment {name!r} was deleted; `mlflow experiments restore "
+                    f"--experiment-id {found.experiment_id}` brings it back, or give "
+                    "runtime.experiment another name"
+                )
             return client, found.experiment_id
-        local = uri.startswith("sqlite:")
+        # Without a server MLflow would put artifacts below the working directory.
+        local = re.match(DATABASES, uri)
         location = (root() / "mlruns" / name).as_uri() if local else None
         return client, client.create_experiment(name, location)
 
@@ -360,7 +373,7 @@ def _description(params: Params, origin: Origin, run_id: str) -> str:
 
 def _changed_params(params: Params, commit: str) -> list[str]:
     """Options of `dvc exp run` for the parameters that differ from those of a commit."""
-    text = git("show", f"{commit}:params.yaml")
+    text = git("show", f"{commit}:./params.yaml")
     try:
         before = flat(validate(Params, YAML(typ="safe", pure=True).load(text), "params.yaml"))
     except ValueError:  # parameters of other code
@@ -498,8 +511,17 @@ def _from_text(text: str) -> Any:
         return text
 
 
-def _tracking_uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
+def tracking_uri() -> str:
+    """MLflow's address; paths in it are relative to the main repository, wherever a stage runs."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if not given:
+        return f"sqlite:///{quote(str(root() / 'mlflow.db'))}"
+    if database := re.fullmatch(r"(sqlite[^:]*):///([^/?][^?]*)(.*)", given):
+        scheme, path, options = database.groups()
+        return f"{scheme}:///{quote(str(root() / unquote(path)))}{options}"
+    if folder := re.fullmatch(r"(?:file:)?((?![a-z][a-z0-9+.-]+:)[^/].*)", given):
+        return given if given in SERVICES else (root() / folder[1]).as_uri()
+    return given
 
 
 def _user() -> str:
@@ -512,9 +534,9 @@ def _user() -> str:
 
 def unreachable(error: Exception) -> str:
     """What went wrong with MLflow, in one line without the user name and password of an address."""
-    address = _tracking_uri().rpartition("@")[2]
-    reason = (str(error).splitlines() or [""])[0].rpartition("@")[2]
-    return f"MLflow ({address}): {type(error).__name__}: {reason[:120]}"
+    reason = (str(error).splitlines() or [""])[0]
+    line = f"MLflow ({tracking_uri()}): {type(error).__name__}: {reason}"
+    return re.sub(r"//[^/\s]*@", "//", line)
 
 
 def main() -> None:

@@ -63,6 +63,7 @@ def start_networks(student: Segmenter, target: Index, params: Params) -> Network
         imagenet = Encoder(params.model)
         imagenet.stage(params.adapt.feature_distance.stride)  # says so now where there is none
         load_imagenet_weights(imagenet, params.model)
+        imagenet.precision = student.encoder.precision
         imagenet = frozen_encoder(imagenet).to(student.device)
     predicted = PredictedShares(student.num_classes).to(student.device)
     return Networks(student.train(), create_teacher(student), imagenet, predicted)

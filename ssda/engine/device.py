@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""Where to compute, and how."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 
 import torch
 
+from ssda.networks.segmenter import Segmenter
+from ssda.params import Compute
 from ssda.processes import count
 
 
@@ -21,6 +23,48 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cpu")
     number = os.environ.get("LOCAL_RANK")
     return torch.device("cuda" if number is None else f"cuda:{number}")
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The precision of the networks' passes for auto | bf16 | fp32.
+
+    Raises ValueError for bf16 where the device does not compute in it.
+    """
+    if name == "fp32":
+        return torch.float32
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    if name == "bf16":
+        place = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+        raise ValueError(
+            f"compute.precision = 'bf16': {place} does not have it; allowed are auto and fp32"
+        )
+    return torch.float32
+
+
+def set_up(device: torch.device, compute: Compute) -> None:
+    """Make this process compute as it is asked to; ValueError where the device cannot.
+
+    Deterministic, equal input gives equal bits, and an operation that cannot raises; else cuDNN
+    takes the convolution that is fastest here.
+    """
+    pick_precision(compute.precision, device)
+    if compute.deterministic:  # read when CUDA starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(compute.deterministic)
+    torch.backends.cudnn.deterministic = compute.deterministic
+    torch.backends.cudnn.benchmark = not compute.deterministic
+    # Every value is written before it is read: no memory needs to be filled for that.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def place(network: Segmenter, device: torch.device, compute: Compute) -> Segmenter:
+    """The network on the device; it and its copies compute in the precision that is asked for.
+
+    Raises ValueError where the device does not compute in it.
+    """
+    network.encoder.precision = pick_precision(compute.precision, device)
+    return network.to(device)
 
 
 def describe(device: torch.device) -> str:

@@ -27,12 +27,7 @@ from ssda.labels import IGNORE
 from ssda.method.guidance import Guidance, Task, enlarge_mask, guide, indicators, step_draws
 from ssda.method.losses import labelling_loss, uncertainty_loss
 from ssda.method.mixing import blur, jitter, mask_blocks, mix, paste_mask
-from ssda.method.source import (
-    ImageNetPull,
-    mixed_precision,
-    source_gradients,
-    stochastic_pass,
-)
+from ssda.method.source import ImageNetPull, source_gradients, stochastic_pass
 from ssda.method.subdomains import PredictedShares
 from ssda.method.trucrf import truncated_crf_loss
 from ssda.networks.encoders import Encoder
@@ -220,8 +215,7 @@ def look(
         images, labels, _ = mixed(source, target, guidance, augmentation, draws)
         shown |= {"mixed image": images, "mixed labels": labels}
     student = networks.student.eval()
-    with mixed_precision(target.images):
-        logits = student(target.images[:SHOWN])
+    logits = student(target.images[:SHOWN])
     student.train()
     shown["prediction (student)"] = enlarge(logits, size).argmax(dim=1)
     return {name: values[:SHOWN] for name, values in shown.items()}

@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from ssda.datasets.batches import TargetBatch
 from ssda.labels import IGNORE
-from ssda.method.source import mixed_precision
 from ssda.method.subdomains import (
     PredictedShares,
     corrected_ratios,
@@ -87,8 +86,7 @@ def guide(
     if needs_seeds(task) and settings.members != "resolutions":
         draws = step_draws(task, "teacher", step, len(target.images))
         masks = teacher.draw_masks(settings.passes, draws)
-    with mixed_precision(target.images):
-        prediction = teacher.predict(target.images, masks)
+    prediction = teacher.predict(target.images, masks)
     logits = prediction.logits
     pseudo = pseudo_labels(
         enlarge(logits, target.counted.shape[-2:]).softmax(dim=1),

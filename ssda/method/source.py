@@ -55,7 +55,7 @@ def source_gradients(
     if pull is not None:
         stage = pull.encoder.stage(pull.settings.stride)
         images = batch.images if views.detail is None else halve(batch.images)
-        with torch.no_grad(), mixed_precision(images):
+        with torch.no_grad():
             reference = pull.encoder(images)[stage]
         cells = thing_cells(
             batch.labels, pull.things, reference.shape[-2:], pull.settings.min_share
@@ -80,17 +80,11 @@ def stochastic_pass(
     """
     masks = student.draw_masks(passes, generators)
     corners = student.draw_corners(images.shape[-2:], generators)
-    with mixed_precision(images):
-        if student.drop_path == 0:
-            return student.observe(images, masks, corners)
-        with torch.random.fork_rng([images.device] if images.is_cuda else []):
-            torch.manual_seed(int(generators[0].integers(2**63)))
-            return student.observe(images, masks, corners)
-
-
-def mixed_precision(images: Tensor) -> torch.autocast:
-    """Forward passes inside run in bfloat16 on CUDA, and as they are elsewhere."""
-    return torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda)
+    if student.drop_path == 0:
+        return student.observe(images, masks, corners)
+    with torch.random.fork_rng([images.device] if images.is_cuda else []):
+        torch.manual_seed(int(generators[0].integers(2**63)))
+        return student.observe(images, masks, corners)
 
 
 def frozen_encoder(encoder: Encoder) -> Encoder:

@@ -39,10 +39,12 @@ class Encoder(nn.Module):
     Attributes:
         channels: channels of the four maps.
         strides: pixels a cell of the four maps.
+        precision: of its passes, and of those of the head behind it: float32 or bfloat16.
     """
 
     mean: Tensor
     std: Tensor
+    precision: torch.dtype = torch.float32
 
     def __init__(self, model: Model) -> None:
         """Build `model.encoder` without weights; ValueError where that cannot be."""
@@ -70,10 +72,18 @@ class Encoder(nn.Module):
             if not hasattr(whole, "set_grad_checkpointing"):
                 raise ValueError(f"model.checkpointing = True: {model.encoder!r} cannot; use False")
             whole.set_grad_checkpointing(True)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features [(N, C_i, H / s_i, W / s_i)] of images (N, 3, H, W) in [0, 1]."""
-        return self.network((images - self.mean) / self.std)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with self.autocast():
+            return self.network((images - self.mean) / self.std)
+
+    def autocast(self) -> torch.autocast:
+        """Passes inside are computed in the encoder's precision."""
+        enabled = self.precision != torch.float32
+        return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=enabled)
 
     def stage(self, stride: int) -> int:
         """Position of the last map of a stride; ValueError where there is none."""

@@ -141,8 +141,10 @@ class Classifier(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Logits (N, C, h, w) of an embedding (N, D, h, w), without dropout."""
-        return reduce(torch.add, (convolution(embedding) for convolution in self.convolutions))
+        """Logits (N, C, h, w) in float32 of an embedding (N, D, h, w), without dropout."""
+        with torch.autocast(embedding.device.type, enabled=False):
+            embedding = embedding.float()
+            return reduce(torch.add, (convolution(embedding) for convolution in self.convolutions))
 
     def stochastic(self, embedding: Tensor, masks: Tensor) -> Tensor:
         """Logits (K, N, C, h, w) in float32 of K stochastic passes.

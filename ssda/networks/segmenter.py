@@ -120,7 +120,7 @@ class Segmenter(nn.Module):
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """The encoder's four feature maps."""
-        return self.encoder(images.contiguous(memory_format=torch.channels_last))
+        return self.encoder(images)
 
     def embed(self, images: Tensor) -> Tensor:
         """What the classifier sees of one view, (N, D, h, w)."""
@@ -195,18 +195,20 @@ class Segmenter(nn.Module):
         return draw_corners(size, (size[0] // 2, size[1] // 2), 2 * self.stride, generators)
 
     def _decode(self, features: list[Tensor]) -> Tensor:
-        return self.head(self._levels(features))
+        with self.encoder.autocast():
+            return self.head(self._levels(features))
 
     def _levels(self, features: list[Tensor]) -> list[Tensor]:
         return features if self.pyramid is None else self.pyramid(features)
 
     def _attend(self, features: list[Tensor]) -> Tensor:
         assert self.attention is not None
-        return self.attention(self._levels(features)).float().sigmoid()
+        with self.encoder.autocast():
+            return self.attention(self._levels(features)).sigmoid()
 
     def _logits(self, embedding: Tensor, masks: Tensor | None) -> Tensor:
         """(1 + K, N, C, h, w): without dropout, then with each mask."""
-        plain = self.classifier(embedding).float().unsqueeze(0)
+        plain = self.classifier(embedding).unsqueeze(0)
         if masks is None:
             return plain
         return torch.cat([plain, self.classifier.stochastic(embedding, masks)])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.launcher.api import LaunchConfig
 
 from pipeline.command import guard
 from pipeline.launch import launch
@@ -133,6 +134,21 @@ def test_a_batch_that_cannot_be_shared_out_is_told_before_any_process_starts(
     monkeypatch.setenv("NPROC", "two")
     with pytest.raises(SystemExit, match="error: NPROC = 'two': must be a whole number >= 1"):
         guard(lambda: launch("adapt", step_params(), lambda _: None), debug=False)
+
+
+def test_processes_that_are_asked_to_stop_have_minutes_to_write_their_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[int] = []
+
+    def start(config: LaunchConfig, *_: str) -> Callable[..., None]:
+        waits.append(config.shutdown_timeout or 0)
+        return lambda *_: None
+
+    monkeypatch.setenv("NPROC", "2")
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", start)
+    launch("adapt", step_params(), lambda _: None)
+    assert waits == [600]
 
 
 @pytest.mark.parametrize(

@@ -76,3 +76,20 @@ def test_atrous_classifier_is_a_sum_over_rates() -> None:
                 part = padded[..., y : y + 9, x : x + 9]
                 expected = expected + torch.einsum("ndhw,cd->nchw", part, layer.weight[..., i, j])
     torch.testing.assert_close(classifier(image), expected)
+
+
+@pytest.mark.parametrize(("kernel", "dilations"), [(1, (1,)), (3, (1, 2))])
+def test_classes_are_those_of_float32_logits_also_under_autocast(
+    kernel: int, dilations: tuple[int, ...]
+) -> None:
+    """Of logits in bfloat16 some maxima are others."""
+    torch.manual_seed(0)
+    classifier = Classifier(16, 19, kernel, dilations)
+    embedding = torch.randn(2, 16, 48, 48).bfloat16()
+    exact = sum(layer(embedding.float()) for layer in classifier.convolutions).argmax(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = sum(layer(embedding) for layer in classifier.convolutions).argmax(1)
+        said = classifier(embedding).argmax(1)
+        drawn = classifier.stochastic(embedding, torch.ones(2, 2, 16)).argmax(2)
+    assert torch.equal(said, exact) and not torch.equal(rounded, exact)
+    assert (drawn == exact).float().mean() > 0.9999  # summed in another order

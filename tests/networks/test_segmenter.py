@@ -124,3 +124,27 @@ def test_a_pass_drops_the_same_channels_in_both_views(double: Segmenter) -> None
     bias = double.classifier.convolutions[0].bias.view(5, 1, 1)
     torch.testing.assert_close(views.detail[0, 0], bias.expand(5, 16, 16))
     torch.testing.assert_close(views.logits[0, 0].mean((1, 2)), bias[:, 0, 0])
+
+
+@pytest.mark.parametrize("head", ["daformer", "deeplabv2"])
+@pytest.mark.parametrize("detail", [None, [64, 64]])
+def test_logits_are_float32_of_a_trunk_in_bfloat16(head: str, detail: list[int] | None) -> None:
+    torch.manual_seed(0)
+    model = {"model.encoder": "resnet18d", "model.head": head, "model.detail": detail}
+    network = Segmenter(make_model(DOUBLE | model), 5).eval()
+    network.encoder.precision = torch.bfloat16
+    images = torch.rand(2, 3, 128, 128)
+    draws = [np.random.default_rng(i) for i in range(2)]
+    masks, corners = network.draw_masks(2, draws), network.draw_corners((128, 128), draws)
+    with torch.no_grad():
+        said = network.predict(images, masks)
+        views = network.observe(images, masks, corners)
+        assert views.features[3].dtype == torch.bfloat16
+        for logits in (said.logits, said.members, views.logits, said.context, said.detail):
+            assert logits is None or logits.dtype == torch.float32
+        embedding = network.embed(images if detail is None else halve(images))
+        assert embedding.dtype == torch.bfloat16
+        layers = network.classifier.convolutions
+        exact = torch.stack([layer(embedding.float()) for layer in layers]).sum(0)
+    whole = said.logits if said.context is None else said.context
+    torch.testing.assert_close(whole, exact)
