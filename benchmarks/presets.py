@@ -33,7 +33,7 @@ from ssda.method.adaptation import Networks, joint_step
 from ssda.method.losses import labelling_loss
 from ssda.method.source import frozen_encoder, stochastic_pass
 from ssda.method.subdomains import PredictedShares
-from ssda.method.teacher import create_teacher, update_teacher
+from ssda.method.teacher import create_teacher, moving_average
 from ssda.networks.segmenter import Segmenter
 from ssda.networks.windows import halve
 from ssda.params import Params, load_params
@@ -143,12 +143,13 @@ def measure(params: Params, steps: int) -> dict[str, Any]:
     task = made_up_task(params, device)
     source, target = random_batches(params, device)
     optimiser = create_optimiser(student, params.adapt.optimiser)
+    update = moving_average(teacher, student, params.adapt.teacher_momentum)
 
     def step() -> dict[str, Tensor]:
         optimiser.zero_grad()
         report = joint_step(networks, source, target, task, 0)
         optimiser.step()
-        update_teacher(teacher, student, 1, params.adapt.teacher_momentum)
+        update(1)
         return report
 
     def irreducible() -> None:

@@ -30,7 +30,7 @@ def adapt(params: Params) -> None:
     from ssda.engine.adapting import adapt_steps, start_networks
     from ssda.engine.checkpoints import load_network, save_network
     from ssda.engine.device import pick_device, place, set_up
-    from ssda.engine.evaluation import label_free_score, validation_score
+    from ssda.engine.evaluation import label_free_score, validation_scores
     from ssda.engine.training import create_optimiser
     from ssda.files import write_json
     from ssda.method.trucrf import describe_form
@@ -43,17 +43,17 @@ def adapt(params: Params) -> None:
     sources = read_sources(SOURCES)
     target = read_index(TARGET_TRAIN)
     validation = read_index(TARGET_VALIDATION)
-    for index in (*sources, target):
+    for index in (*sources, target, validation):
         check_raw_files(index)
     frequencies = torch.from_numpy(class_frequencies(sources))
     student, space = load_network(PRETRAINED)
 
     def validate() -> dict[str, float | None]:
+        pair = [networks.teacher, networks.student]
+        teacher, student = validation_scores(pair, validation, params)
         return {
-            "validation_miou": validation_score(networks.teacher, validation, params, space),
-            "validation_miou_student": validation_score(
-                networks.student, validation, params, space
-            ),
+            "validation_miou": teacher,
+            "validation_miou_student": student,
             "label_free_score": label_free_score(networks.teacher, target, frequencies, params),
         }
 

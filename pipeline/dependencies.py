@@ -26,6 +26,9 @@ OUTSIDE = {
 PACKAGES = ("ssda", "pipeline", "demo")
 UNTRACKED = "runtime"
 """The section that changes no result."""
+VIEW = "evaluate"
+"""The section that says how images are scored. The validation curve follows it as it is when a
+stage trains; a later change redraws no curve, for it would train anew."""
 
 
 def import_closure(path: Path) -> set[str]:
@@ -63,7 +66,8 @@ def updated(text: str) -> str:
         definition: dict[str, Any] = stage.get("do", stage)
         files = import_closure(ROOT / f"pipeline/{name}.py")
         data = [dep for dep in definition["deps"] if not dep.endswith(".py")]
-        sections = [section for section in Params.model_fields if section in sections_read(files)]
+        read = sections_read(files) - ({VIEW} if name != VIEW else set())
+        sections = [section for section in Params.model_fields if section in read]
         text = _replaced(text, name, "deps", [*data, *sorted(files)])
         text = _replaced(text, name, "params", sections)
     return text

@@ -167,10 +167,11 @@ def comparison_of(experiments: Sequence[Experiment]) -> str:
     from pipeline.report import bars
 
     scores = {e.name: e.json("metrics/evaluate.json") for e in experiments}
+    keys = dict.fromkeys(key for s in scores.values() for key in s["adapted"] if key != "iou")
     rows = [
-        (f"{title}, {label}", *(_number((s[network] or {}).get(key)) for s in scores.values()))
-        for key, title in (("miou", "mIoU"), ("pixel_accuracy", "pixel accuracy"))
-        for network, label in NETWORKS.items()
+        (f"{_title(key)}, {label}", *(_number((s[name] or {}).get(key)) for s in scores.values()))
+        for key in keys
+        for name, label in NETWORKS.items()
     ]
     first = scores[experiments[0].name]["adapted"]["iou"]
     ious = {name: {c: s["adapted"]["iou"].get(c) for c in first} for name, s in scores.items()}
@@ -196,7 +197,7 @@ def comparison_of(experiments: Sequence[Experiment]) -> str:
 def results(scores: Mapping[str, Any]) -> str:
     """A table: a network a row, a score a column."""
     keys = [key for key in scores["adapted"] if key != "iou"]
-    titles = [key.replace("miou", "mIoU").replace("_", " ") for key in keys]
+    titles = [_title(key) for key in keys]
     rows = [
         (title, *(_number(scores[name][key]) for key in keys))
         for name, title in NETWORKS.items()
@@ -341,6 +342,10 @@ def _lines(title: str, unit: str, lines: Mapping[str, list[tuple[int, float]]]) 
     if len(lines) > 1:
         axis.legend(fontsize=8)
     return figure
+
+
+def _title(key: str) -> str:
+    return key.replace("miou", "mIoU").replace("_", " ")
 
 
 def _number(value: float | None) -> str:

@@ -51,14 +51,14 @@ def follow(
         params: everything.
         run: where curves are logged.
         space: classes; each has an entry in a vector of a step's report.
-        validate: scores in per cent, for the curve alone.
+        validate: scores for the curve alone; all processes call it together.
         validate_every: steps between its calls; 0 for none.
         folder: gets losses.csv, classes.csv (where a report has vectors), validation.csv and
             pictures/STEP.png (where a report has images).
         kept: where the state is saved; what is logged so far goes with it.
 
     Returns:
-        The scores at the end, rounded; of several processes only the first has them.
+        The scores at the end, rounded.
 
     Raises:
         Stop: training was asked to stop, and is saved.
@@ -93,7 +93,7 @@ def follow(
         dynamic_ncols=True,
     )
 
-    def tell(record: StepRecord) -> None:
+    def tell(record: StepRecord, scores: dict[str, float | None] | None) -> None:
         nonlocal left_out
         step = record.step + 1
         if record.problem is not None:
@@ -119,10 +119,8 @@ def follow(
                 show(pictures / f"{step:06d}.png")
             except OSError as error:
                 warn(f"no picture of step {step}: {error}; training goes on")
-        if validate_every and (step % validate_every == 0 or step == iterations):
-            scores = validate()
+        if scores is not None:
             run.metrics(scores, step)
-            validation.append({"step": step} | _rounded(scores, 3))
         if record.problem is None:
             kept.save_if_due(step, notes)
         run.release(kept.saved)
@@ -149,8 +147,13 @@ def follow(
             show(picture)
     with stop_requests() as asked:
         for record in bar:
+            step = record.step + 1
+            scores = None
+            if validate_every and (step % validate_every == 0 or step == iterations):
+                scores = validate()
+                validation.append({"step": step} | _rounded(scores, 3))
             if first:
-                tell(record)
+                tell(record, scores)
                 if bar.disable:
                     tell_time(record.step + 1)
             stop = asked()
@@ -161,12 +164,12 @@ def follow(
                 if not first:
                     sys.exit(1)
                 raise (stop or Stop("stopped", 1)).after(record.step + 1, kept.saved)
-    if not first:
-        return {}
-    kept.save(iterations, notes())
-    for name, rows in (("losses", losses), ("classes", class_shares), ("validation", validation)):
-        if rows:
-            write_table(folder / f"{name}.csv", rows)
+    if first:
+        kept.save(iterations, notes())
+        tables = {"losses": losses, "classes": class_shares, "validation": validation}
+        for name, rows in tables.items():
+            if rows:
+                write_table(folder / f"{name}.csv", rows)
     if validation and validation[-1]["step"] == iterations:
         return {name: float(v) for name, v in validation[-1].items() if name != "step"}
     return _rounded(validate(), 3)

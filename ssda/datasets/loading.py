@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import groupby
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssda.datasets.batches import SourceBatch, TargetBatch
+from ssda.datasets.batches import EvaluationBatch, SourceBatch, TargetBatch
 from ssda.datasets.index import Index, Record
 from ssda.datasets.sampling import draw_crop, random_corner, rare_class_sampler
 from ssda.params import Images, Margins, Sampling
+from ssda.processes import count as count_processes
 from ssda.processes import part, rank
 from ssda.randomness import generator
 
@@ -158,6 +160,11 @@ class EvaluationSamples(Dataset[tuple[Tensor, Tensor | None]]):
         """How many images."""
         return len(self.index.records)
 
+    def image_size(self, i: int) -> Size:
+        """(width, height) of an image, without reading it."""
+        record = self.index.records[i]
+        return self.size or (record.width, record.height)
+
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor | None]:
         """Image (3, h, w) uint8 and label (H, W) uint8 or None."""
         record = self.index.records[i]
@@ -182,6 +189,30 @@ def target_batches(
     """The batch of each step, this process's part; sample numbers run on from step to step."""
     for images, counted in _load(samples, steps, batch_size, workers):
         yield TargetBatch(images, counted)
+
+
+def evaluation_batches(
+    samples: EvaluationSamples, most: Callable[[Size], int], workers: int
+) -> Iterator[EvaluationBatch]:
+    """All images in order, neighbours of one size together; of several processes each has a share.
+
+    The batches are the same however many processes there are: each takes every so many-th.
+
+    Args:
+        samples: whole images.
+        most: how many images of a size (width, height) a batch may hold.
+        workers: processes that read ahead.
+    """
+    batches: list[list[int]] = []
+    for size, group in groupby(range(len(samples)), samples.image_size):
+        numbers, count = list(group), most(size)
+        batches += [numbers[i : i + count] for i in range(0, len(numbers), count)]
+    batches = batches[rank() :: count_processes()]
+    workers = min(workers, len(batches))
+    check_shared_memory(workers, max((_bytes(samples, numbers) for numbers in batches), default=0))
+    loaded = _read_ahead(samples, batches, workers, _together)
+    for numbers, (images, labels) in zip(batches, loaded, strict=True):
+        yield EvaluationBatch(numbers, images, labels)
 
 
 def batch_files(samples: SourceSamples | TargetSamples, step: int, batch_size: int) -> list[Path]:
@@ -225,20 +256,49 @@ def _load(samples: Any, steps: range, batch_size: int, workers: int) -> Iterator
     count = part(batch_size)
     check_shared_memory(workers, count * (samples.crop[0] * samples.crop[1]) * 4)
     firsts = (step * batch_size + rank() * count for step in steps)
-    numbers = (list(range(first, first + count)) for first in firsts)
+    yield from _read_ahead(
+        samples, (list(range(first, first + count)) for first in firsts), workers
+    )
+
+
+def _read_ahead(
+    samples: Any,
+    batches: Iterable[list[int]],
+    workers: int,
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> Iterator[Any]:
+    """The batches of these samples, in order; ValueError in one line where one cannot be read."""
     if workers:
         Finalize(None, _end_workers, exitpriority=0)
     try:
         yield from DataLoader(
             samples,
-            batch_sampler=numbers,
+            batch_sampler=batches,
             num_workers=workers,
             worker_init_fn=_ignore_signals,
+            collate_fn=collate,
         )
     except ValueError as error:  # a worker's message is its whole traceback
         raise ValueError(
             str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
         ) from error
+
+
+def _together(
+    samples: list[tuple[Tensor, Tensor | None]],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Images as one tensor; labels apart, as their sizes may differ."""
+    images, labels = zip(*samples, strict=True)
+    return torch.stack(images), list(labels)
+
+
+def _bytes(samples: EvaluationSamples, numbers: list[int]) -> int:
+    """What a batch of whole images and their labels takes."""
+    records = [samples.index.records[i] for i in numbers]
+    width, height = samples.image_size(numbers[0])
+    return len(numbers) * 3 * width * height + sum(
+        record.width * record.height for record in records if record.label is not None
+    )
 
 
 def _ignore_signals(_: int) -> None:

@@ -14,7 +14,7 @@ from ssda.networks.encoders import Encoder
 from ssda.networks.segmenter import Segmenter, Views
 from ssda.networks.windows import halve
 from ssda.params import FeatureDistance
-from ssda.processes import averaged
+from ssda.processes import divided
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def source_gradients(
         )
         losses["feature_distance"] = feature_distance(views.features[stage], reference, cells)
         total = total + pull.weight * losses["feature_distance"]
-        report["thing_cell_share"] = averaged(cells.float().mean())
+        report["thing_cell_share"] = divided(cells.float().mean())
     total.backward()
     return report | {f"loss_{name}": loss.detach() for name, loss in losses.items()}
 

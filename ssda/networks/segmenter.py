@@ -24,6 +24,7 @@ from ssda.networks.heads import (
 )
 from ssda.networks.windows import Corner, cut, draw_corners, fuse, halve, pad_to, slide
 from ssda.params import Model
+from ssda.tensors import on_device
 
 DEEPLAB_RATES = (6, 12)
 COARSEST = 32
@@ -184,7 +185,7 @@ class Segmenter(nn.Module):
         """Dropout masks (K, N, D), a generator a sample; on the network's device."""
         keep = 1.0 - self.dropout
         drawn = np.stack([rng.random((passes, self.width)) < keep for rng in generators], axis=1)
-        return torch.from_numpy(drawn.astype(np.float32) / keep).to(self.device)
+        return on_device(drawn.astype(np.float32) / np.float32(keep), self.device)
 
     def draw_corners(
         self, size: tuple[int, ...], generators: list[np.random.Generator]

@@ -17,6 +17,7 @@ from ssda.datasets.loading import (
     SourceSamples,
     TargetSamples,
     counted_pixels,
+    evaluation_batches,
     source_batches,
     target_batches,
 )
@@ -73,6 +74,23 @@ def test_sample_i_is_the_same_in_any_order_and_process(source: Index, workers: i
     assert torch.equal(second.labels[1], alone[1])
     assert not torch.equal(first.images[0], first.images[1])
     assert not torch.equal(source_samples(source, 1)[5][0], alone[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_whole_images_come_in_order_and_of_one_size_together(source: Index, workers: int) -> None:
+    records = list(source.records)
+    for i in (2, 3):
+        path = source.folder.parent.absolute() / f"small{i}.png"
+        cv2.imwrite(str(path), np.full((20, 30, 3), i, np.uint8))
+        records.insert(i, replace(records[0], image=str(path), label=None, width=30, height=20))
+    samples = EvaluationSamples(replace(source, records=tuple(records)), None)
+    found = list(evaluation_batches(samples, lambda size: 1 if size == (30, 20) else 2, workers))
+    assert [batch.numbers for batch in found] == [[0, 1], [2], [3], [4, 5], [6]]
+    for batch in found:
+        for i, image, label in zip(batch.numbers, batch.images, batch.labels, strict=True):
+            wanted, truth = samples[i]
+            assert torch.equal(image, wanted)
+            assert label is truth is None or torch.equal(label, truth)  # type: ignore[arg-type]
 
 
 def test_image_and_label_are_cut_and_mirrored_alike(source: Index) -> None:

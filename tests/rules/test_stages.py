@@ -30,6 +30,12 @@ def test_the_import_closure_has_what_functions_import_and_not_what_changes_no_re
     assert sections_read({"pipeline/adapt.py"}) == {"adapt", "compute", "model"}
 
 
+def test_scoring_depends_on_no_training() -> None:
+    assert not {"ssda/engine/adapting.py", "ssda/engine/training.py"} & set(
+        STAGES["evaluate"]["deps"]
+    )
+
+
 def test_stages_are_the_paper_s_in_order() -> None:
     assert list(STAGES) == ["inventory", "convert", "pretrain", "adapt", "evaluate"]
 
