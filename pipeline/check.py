@@ -17,7 +17,7 @@ from pipeline.inventory import RawSplit, raw_splits
 from pipeline.report import sheet
 from ssda.datasets.conversion import check_split, listed
 from ssda.datasets.index import Index, class_frequencies
-from ssda.datasets.loading import SourceSamples, check_crop, read_image
+from ssda.datasets.loading import SourceSamples, TargetSamples, read_image
 from ssda.datasets.raw_files import raw_table, read_train_ids
 from ssda.params import Params
 
@@ -26,24 +26,29 @@ SHOWN = 4
 """Images in a picture."""
 
 
-def check(params: Params) -> None:
+def check(params: Params, *, images: bool = False) -> None:
     """Print what each split holds and what is wrong with it; draw a picture a labelled split.
+
+    With `images` all of them are decoded, so that a damaged one is found.
 
     Raises ValueError with the number of problems, where there are some.
     """
     count = 0
     sources: list[Index] = []
     for raw in raw_splits(params):
+        problems: list[str] = []
         print(f"{raw.name}: {raw.root} ({raw.layout.name}, split {raw.split})")
         try:
-            index, problems = check_split(
+            index, found = check_split(
                 raw.layout,
                 raw.root,
                 raw.split,
                 space=raw.space,
                 with_labels=raw.with_labels,
+                decode=images,
                 progress=params.runtime.progress and sys.stderr.isatty(),
             )
+            problems += found
             for line in summary(index, raw):
                 print(f"  {line}")
             labelled = any(record.label for record in index.records)
@@ -54,9 +59,9 @@ def check(params: Params) -> None:
                 sources.append(replace(index, resize=raw.resize))
                 SourceSamples(sources[-1:], params.images, params.sampling, 0, "check")
             elif fits and raw.name == "target/train":
-                check_crop(index, params.images.target_size, params.images.crop)
+                TargetSamples(index, params.images, params.adapt.margins, 0)
         except ValueError as error:
-            problems = [str(error)]
+            problems.append(str(error))
         if problems:
             print(f"  {listed(problems)}")
         count += len(problems)

@@ -98,14 +98,19 @@ def run() -> None:
     parser.add_argument(
         "--check", action="store_true", help="write no conversion, say what it would give"
     )
+    parser.add_argument(
+        "--images", action="store_true", help="with --check: decode all images, to find damage"
+    )
     arguments = parser.parse_args()
+    if arguments.images and not arguments.check:
+        parser.error("--images needs --check")
 
     def stage() -> None:
         params = load_params(arguments.params)
         if arguments.check:
             from pipeline.check import check
 
-            check(params)
+            check(params, images=arguments.images)
         else:
             command.unless_finished("convert", params, main, force=arguments.force)
 

@@ -29,6 +29,8 @@ from ssda.processes import any_of, rank
 
 MEASURED = 10
 """Steps that the expected time is measured on, after the first."""
+LARGEST_MATRIX = 40
+"""Classes of a confusion matrix that can still be read."""
 Row = Mapping[str, float | int | str]
 
 
@@ -236,28 +238,35 @@ def bars(values: Mapping[str, Mapping[str, float | None]]) -> Figure:
 def matrices(shares: Mapping[str, torch.Tensor], space: LabelSpace) -> Figure:
     """Confusion matrices: what the pixels of each class are taken for.
 
+    Of more classes than can be read, those that the networks find worst on average are shown.
+
     Args:
         shares: {network: (C, C) per cent, rows are the truth; NaN: the truth never shows it}.
         space: classes.
     """
-    count = space.num_classes
+    found = torch.stack([matrix.diagonal() for matrix in shares.values()]).mean(0)
+    worst = found.nan_to_num(torch.inf).argsort(stable=True)[:LARGEST_MATRIX].sort().values
+    names = [space.names[i] for i in worst.tolist()]
+    count = len(names)
     side = 0.3 * count + 1.5
     figure = Figure(figsize=(side * len(shares), side), dpi=110, layout="constrained")
     for axis, (name, matrix) in zip(
         figure.subplots(1, len(shares), squeeze=False)[0], shares.items(), strict=True
     ):
+        matrix = matrix[worst][:, worst]
         axis.imshow(matrix.numpy(), cmap="Blues", vmin=0, vmax=100)
         axis.set_facecolor("lightgrey")
         axis.set_title(name)
-        axis.set_xticks(range(count), space.names, rotation=90)
-        axis.set_yticks(range(count), space.names)
+        axis.set_xticks(range(count), names, rotation=90)
+        axis.set_yticks(range(count), names)
         axis.set_xlabel("prediction")
         axis.set_ylabel("truth")
         for y, x in (matrix >= 5).nonzero().tolist():
             share = float(matrix[y, x])
             colour = "white" if share > 60 else "black"
             axis.text(x, y, f"{share:.0f}", color=colour, ha="center", va="center", fontsize=7)
-    figure.suptitle("per cent of the truth's pixels; grey: the truth never shows the class")
+    left_out = f"; the {count} classes found worst" if count < space.num_classes else ""
+    figure.suptitle(f"per cent of the truth's pixels; grey: never shown{left_out}")
     return figure
 
 
@@ -297,38 +306,61 @@ def sheet(
     *,
     title: str | None = None,
 ) -> None:
-    """A picture of rows of images with a title a column and a legend of the classes.
+    """Write a picture of rows of images as PNG; see `grid`."""
+    save(grid(columns, rows, space, title=title), path)
+
+
+def grid(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[np.ndarray]],
+    space: LabelSpace,
+    *,
+    title: str | None = None,
+) -> Figure:
+    """Rows of images with a title a column and a legend of the classes that they show.
 
     Args:
-        path: PNG to write.
         columns: titles.
         rows: images (H, W, 3) uint8 RGB, train ids (H, W) uint8, or a map (H, W) float in [0, 1].
         space: names and colours; ids that are no class are black.
         title: of the whole.
     """
+    labels = [image for images in rows for image in images if image.dtype == np.uint8]
+    shown = {int(i) for image in labels if image.ndim == 2 for i in np.unique(image)}
+    patches = [Patch(color="black", label="(no label)")]
+    patches += [
+        Patch(color=(colour[0] / 255, colour[1] / 255, colour[2] / 255), label=name)
+        for i, (name, colour) in enumerate(zip(space.names, space.colours, strict=True))
+        if i in shown
+    ]
     height, width = rows[0][0].shape[:2]
     cell = 3.0
+    across = cell * len(columns)
+    longest = max(len(str(patch.get_label())) for patch in patches)
+    entries = max(1, int(across / (0.08 * longest + 0.5)))
+    legend = 0.2 * math.ceil(len(patches) / entries) + 0.3
     figure = Figure(
-        figsize=(cell * len(columns), (cell * height / width + 0.08) * len(rows) + 1.1),
+        figsize=(across, (cell * height / width + 0.08) * len(rows) + 0.5 + legend),
         dpi=110,
         layout="constrained",
     )
     if title:
         figure.suptitle(title, fontsize=12)
-    grid = figure.subplots(len(rows), len(columns), squeeze=False)
-    for axes, images in zip(grid, rows, strict=True):
+    cells = figure.subplots(len(rows), len(columns), squeeze=False)
+    for axes, images in zip(cells, rows, strict=True):
         for axis, image in zip(axes, images, strict=True):
             axis.set_axis_off()
             if image.dtype == np.uint8:
                 axis.imshow(image if image.ndim == 3 else space.palette()[image])
             else:
                 axis.imshow(image, cmap="magma", vmin=0.0, vmax=1.0)
-    for axis, title in zip(grid[0], columns, strict=True):
+    for axis, title in zip(cells[0], columns, strict=True):
         axis.set_title(title, fontsize=11)
-    patches = [Patch(color="black", label="(no label)")]
-    patches += [
-        Patch(color=(colour[0] / 255, colour[1] / 255, colour[2] / 255), label=name)
-        for name, colour in zip(space.names, space.colours, strict=True)
-    ]
-    figure.legend(handles=patches, loc="outside lower center", ncols=10, fontsize=9, frameon=False)
-    save(figure, path)
+    figure.legend(
+        handles=patches,
+        loc="outside lower center",
+        ncols=min(entries, len(patches)),
+        fontsize=9,
+        frameon=False,
+    )
+    return figure

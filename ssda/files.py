@@ -10,6 +10,33 @@ from pathlib import Path
 from typing import Any
 
 
+def walk(top: str, enters: Callable[[str], object] = bool) -> Generator[str]:
+    """Paths of the files below a folder, at any depth, also behind links; none without a folder.
+
+    `enters` says of a folder below the top whether it is looked into.
+
+    Raises ValueError where links lead to a folder twice, OSError where a folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen: dict[tuple[int, int], str] = {}
+    if not os.path.isdir(top):
+        return
+    for folder, folders, files in os.walk(top, onerror=fail, followlinks=True):
+        status = os.stat(folder)
+        before = seen.setdefault((status.st_dev, status.st_ino), folder)
+        if before != folder:
+            raise ValueError(f"{folder}: a link to {before}, whose files would come twice")
+        folders[:] = [name for name in folders if enters(_joined(folder, name))]
+        yield from (_joined(folder, name) for name in files)
+
+
+def _joined(folder: str, name: str) -> str:
+    return os.path.join(folder, name).replace(os.sep, "/")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in its place."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,8 @@ from ssda.params import Size
 
 Result = TypeVar("Result")
 
+SAME_SHAPE = 1.05
+"""How much wider or narrower than its image, at most, a label is that is resized."""
 LISTED = 20
 """Problems that an error lists; the others are counted."""
 
@@ -45,6 +47,8 @@ class _Task:
     table: NDArray[np.uint8]
     """Raw value -> train id or UNKNOWN."""
     num_classes: int
+    decode: bool
+    """Whether images are decoded, to see whether they are whole."""
     problems: list[str] = field(default_factory=list[str])
     resized: list[str] = field(default_factory=list[str])
 
@@ -106,16 +110,17 @@ def check_split(
     *,
     space: LabelSpace,
     with_labels: bool,
+    decode: bool = False,
     progress: bool = False,
 ) -> tuple[Index, list[str]]:
-    """What `convert_split` would find, without writing anything.
+    """What `convert_split` would find, without writing anything; `decode` decodes images as well.
 
     Returns an index of the files that are right, whose labels are raw ones below `root`, and the
     problems, one a file.
 
     Raises ValueError where there is no image, or no label.
     """
-    records, task = _scan(layout, root, split, None, space, with_labels, progress)
+    records, task = _scan(layout, root, split, None, space, with_labels, progress, decode)
     return Index(root, root, space, records, len(task.resized)), task.problems
 
 
@@ -155,6 +160,7 @@ def _scan(
     space: LabelSpace,
     with_labels: bool,
     progress: bool,
+    decode: bool = False,
 ) -> tuple[tuple[Record, ...], _Task]:
     """Records of what is right; the task has the problems, sorted. Labels go to `out`, if any."""
     assert {*layout.ids.values()} <= {*space.names}, "check_classes comes first"
@@ -162,7 +168,7 @@ def _scan(
     found = frozenset(find_labels(layout, root, split, images) if with_labels else ())
     if with_labels and not found:
         raise ValueError(f"{root} ({layout.name}, split {split}): no label matches {layout.labels}")
-    task = _Task(layout, root, out, found, raw_table(layout, space), space.num_classes)
+    task = _Task(layout, root, out, found, raw_table(layout, space), space.num_classes, decode)
     if with_labels:
         expected = {image.label for image in images}
         task.problems += [f"{path}: label without image" for path in found - expected]
@@ -193,7 +199,9 @@ def _convert_images(
 
 
 def _convert_image(task: _Task, image: RawImage) -> Record | None:
-    facts = task.attempt(image.path, lambda path: image_facts(path, task.layout.size))
+    facts = task.attempt(
+        image.path, lambda path: image_facts(path, task.layout.size, decode=task.decode)
+    )
     label = None
     if image.label in task.found:
         label = task.attempt(
@@ -206,7 +214,8 @@ def _convert_image(task: _Task, image: RawImage) -> Record | None:
     if label is None:
         return record
     if label.shape != (height, width):
-        if not task.layout.resize_labels:
+        stretch = label.shape[1] * height / (label.shape[0] * width)
+        if not task.layout.resize_labels or not 1 / SAME_SHAPE <= stretch <= SAME_SHAPE:
             task.problems.append(
                 f"{image.label}: {label.shape[1]} x {label.shape[0]} pixels, "
                 f"needed are the image's {width} x {height}"

@@ -46,7 +46,7 @@ class Layout:
     size: tuple[int, int] | None = None
     """(width, height) in pixels of every image, where the layout says so."""
     resize_labels: bool = False
-    """Labels of another size than their image are resized instead of refused."""
+    """Labels of another size than their image, but of its shape, are resized and not refused."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssda.datasets.batches import EvaluationBatch, SourceBatch, TargetBatch
+from ssda.datasets.image_files import decode, read_rgb
 from ssda.datasets.index import Index, Record
 from ssda.datasets.sampling import draw_crop, random_corner, rare_class_sampler
 from ssda.params import Images, Margins, Sampling
@@ -33,32 +34,35 @@ BatchType = TypeVar("BatchType")
 
 
 def read_image(path: Path, size: Size | None = None) -> np.ndarray:
-    """An RGB image (H, W, 3) uint8, resized to (width, height) where a size is given.
+    """An RGB image (H, W, 3) uint8 as `read_rgb` gives it, resized to (width, height) where given.
 
-    Raises ValueError naming the file where it is no readable image.
+    Raises ValueError naming the file where it is not there, no image or damaged.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise ValueError(f"{path}: not a readable image")
+    image = _named(path, read_rgb)
     if size is not None and image.shape[1::-1] != size:
         shrinks = image.shape[1] > size[0]
         image = cv2.resize(
             image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
 
 
 def read_label(path: Path, size: Size | None = None) -> np.ndarray:
     """Train ids (H, W) uint8, resized by nearest neighbour to (width, height) where given.
 
-    Raises ValueError naming the file where it is no readable image.
+    Raises ValueError naming the file where it is not there, no image or damaged.
     """
-    label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if label is None:
-        raise ValueError(f"{path}: not a readable label")
+    label = _named(path, lambda path: decode(path.read_bytes(), cv2.IMREAD_UNCHANGED))
     if size is not None and label.shape[1::-1] != size:
         label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
     return label
+
+
+def _named(path: Path, read: Callable[[Path], np.ndarray]) -> np.ndarray:
+    try:
+        return read(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 class SourceSamples(Dataset[tuple[Tensor, Tensor]]):
@@ -124,8 +128,9 @@ class TargetSamples(Dataset[tuple[Tensor, Tensor]]):
     """Random unlabelled crops; every image comes once an epoch, sample i of (random_state, i)."""
 
     def __init__(self, index: Index, images: Images, margins: Margins, random_state: int) -> None:
-        """Samples of the target's train split; ValueError for images smaller than the crop."""
+        """Samples of the target's train split; ValueError for too small images or large margins."""
         check_crop(index, images.target_size, images.crop)
+        check_margins(index, images.target_size, margins)
         self.index = index
         self.size = images.target_size
         self.crop = images.crop
@@ -224,7 +229,8 @@ def counted_pixels(size: tuple[int, ...], margins: Margins) -> np.ndarray:
     """(H, W) bool, False on the rims of an image of that size."""
     height, width = size
     counted = np.zeros((height, width), bool)
-    counted[margins.top : height - margins.bottom, margins.left : width - margins.right] = True
+    bottom, right = max(0, height - margins.bottom), max(0, width - margins.right)
+    counted[margins.top : bottom, margins.left : right] = True
     return counted
 
 
@@ -235,6 +241,17 @@ def check_crop(index: Index, size: Size | None, crop: Size) -> None:
         if width < crop[0] or height < crop[1]:
             raise ValueError(
                 f"images.crop = {list(crop)}: larger than {index.image_path(record)}, "
+                f"which is {width} x {height}"
+            )
+
+
+def check_margins(index: Index, size: Size | None, margins: Margins) -> None:
+    """ValueError naming the first image of which the margins leave nothing."""
+    for record in index.records:
+        width, height = size if size is not None else (record.width, record.height)
+        if margins.left + margins.right >= width or margins.top + margins.bottom >= height:
+            raise ValueError(
+                f"adapt.margins ({margins}): leaves nothing of {index.image_path(record)}, "
                 f"which is {width} x {height}"
             )
 
@@ -256,9 +273,14 @@ def _load(samples: Any, steps: range, batch_size: int, workers: int) -> Iterator
     count = part(batch_size)
     check_shared_memory(workers, count * (samples.crop[0] * samples.crop[1]) * 4)
     firsts = (step * batch_size + rank() * count for step in steps)
-    yield from _read_ahead(
-        samples, (list(range(first, first + count)) for first in firsts), workers
-    )
+    numbers = (list(range(first, first + count)) for first in firsts)
+    batches = _read_ahead(samples, numbers, workers)
+    for step in steps:
+        try:
+            batch = next(batches)
+        except ValueError as error:
+            raise ValueError(f"step {step}: {error}") from error
+        yield batch
 
 
 def _read_ahead(

@@ -193,7 +193,7 @@ ROWS: dict[str, tuple[Callable[[], object], Callable[[], object], str]] = {
     "truncated image": (
         lambda: truncate(Path("own/a.png")),
         run_predict,
-        r"own/a\.png: not a readable image",
+        r"own/a\.png: truncated: the image's end marker is missing",
     ),
     "two images of one name": (
         lambda: write_image("own/a.jpg"),
