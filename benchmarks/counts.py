@@ -31,7 +31,7 @@ from ssda.method.source import frozen_encoder
 from ssda.method.subdomains import PredictedShares
 from ssda.networks.encoders import Encoder
 from ssda.networks.segmenter import Segmenter
-from ssda.params import Params, load_params
+from ssda.params import Margins, Params, load_params
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,13 @@ def count_step(params: Params, images: Index, gpu: FakeCuda) -> Counted:
     The first one also makes what is kept for all steps.
     """
     networks = fake_networks(params)
-    runtime = params.runtime.model_copy(update={"workers": 0, "picture_every": 0})
-    sampling = params.sampling.model_copy(update={"min_pixels": 0})
-    params = params.model_copy(update={"runtime": runtime, "sampling": sampling})
+    margins = Margins(top=0, bottom=0, left=0, right=0)
+    changed: dict[str, Any] = {
+        "runtime": params.runtime.model_copy(update={"workers": 0, "picture_every": 0}),
+        "sampling": params.sampling.model_copy(update={"min_pixels": 0}),
+        "adapt": params.adapt.model_copy(update={"margins": margins}),
+    }
+    params = params.model_copy(update=changed)
     steps = adapt_steps(networks, [images], images, params, CITYSCAPES)
     next(steps)
     gpu.seen = Seen()

@@ -93,6 +93,9 @@ class FakeCuda(TorchDispatchMode):
             TypeError: a product or a convolution of two types, which a GPU refuses.
         """
         kwargs = dict(kwargs or {})
+        if torch.is_inference_mode_enabled() and func._can_decompose():  # as outside of it
+            with self:
+                return func.decompose(*args, **kwargs)
         kind = getattr(func, "_overloadpacket", func)
         leaves = tree_leaves((args, kwargs))
         on_gpu = any(isinstance(leaf, FakeTensor) for leaf in leaves)
@@ -119,6 +122,8 @@ class FakeCuda(TorchDispatchMode):
     def _on_host(self, func: Any, kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kind == aten.is_pinned:
             return self._is_pinned(args[0])
+        if kind == aten.linspace:  # a network on "meta" is built by such numbers
+            kwargs["device"] = torch.device("cpu")
         pins = kind == aten._pin_memory or kwargs.pop("pin_memory", False)
         with unset_fake_temporarily():
             out = args[0].clone() if kind == aten._pin_memory else func(*args, **kwargs)
@@ -256,6 +261,7 @@ def fake_cuda() -> Generator[FakeCuda]:
     replaced: dict[str, Callable[..., Any]] = {
         "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
         "torch.cuda.is_bf16_supported": lambda *_, **__: True,
+        "torch.accelerator.is_available": lambda: True,  # so that batches are pinned
         "torch.Tensor.backward": backward,
         "torch.autograd.backward": backward,
         "torch._C._current_graph_task_id": lambda: 0,  # checkpoints are computed again once

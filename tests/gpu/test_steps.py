@@ -14,7 +14,7 @@ from ssda.networks.segmenter import Prediction, Segmenter, Views
 from ssda.params import Params, load_params
 from tests.conftest import ROOT
 
-MOST_WAITS = 2
+MOST_WAITS = 5
 CROP = 128
 SMALL = {
     "demo": "test_efficientnet",
@@ -74,7 +74,7 @@ def check_step(step: Counted, logit_types: list[torch.dtype]) -> None:
     assert losses.keys() > {"loss_source", "loss_mix", "loss_trucrf"}
     assert {(loss.dtype, loss.device) for loss in losses.values()} == {(torch.float32, CUDA)}
     assert set(logit_types) == {torch.float32}
-    assert 0.9 < seen.share(torch.bfloat16) < 1.0  # the rest: classifiers and their gradients
+    assert 0.85 < seen.share(torch.bfloat16) < 1.0  # the rest: classifiers and their gradients
     student = step.networks.student
     gradients = [p.grad for p in student.parameters() if p.grad is not None]
     assert {(g.dtype, g.device) for g in gradients} == {(torch.float32, CUDA)}
