@@ -93,8 +93,8 @@ class FakeCuda(TorchDispatchMode):
             TypeError: a product or a convolution of two types, which a GPU refuses.
         """
         kwargs = dict(kwargs or {})
-        if torch.is_inference_mode_enabled() and func._can_decompose():  # as outside of it
-            with self:
+        if torch.is_inference_mode_enabled() and func.namespace == "aten" and func._can_decompose():
+            with self:  # as PyTorch does itself outside of inference mode
                 return func.decompose(*args, **kwargs)
         kind = getattr(func, "_overloadpacket", func)
         leaves = tree_leaves((args, kwargs))
