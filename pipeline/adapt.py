@@ -31,6 +31,7 @@ def adapt(params: Params) -> None:
     from ssda.engine.checkpoints import load_network, save_network
     from ssda.engine.device import pick_device, place, set_up
     from ssda.engine.evaluation import label_free_score, validation_scores
+    from ssda.engine.speed import Speed
     from ssda.engine.training import create_optimiser
     from ssda.files import write_json
     from ssda.method.trucrf import describe_form
@@ -92,6 +93,7 @@ def adapt(params: Params) -> None:
             settings.validate_every,
             METRICS / "adapt",
             kept,
+            Speed(2 * settings.batch_size, device),
         )
         if rank() > 0:
             return

@@ -13,8 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline.inventory import RawSplit, raw_splits
+from pipeline.inventory import check_places
 from pipeline.report import sheet
+from pipeline.repository import is_tracked
+from pipeline.splits import RawSplit, raw_splits
 from ssda.datasets.conversion import check_split, listed
 from ssda.datasets.index import Index, class_frequencies
 from ssda.datasets.loading import SourceSamples, TargetSamples, read_image
@@ -35,6 +37,7 @@ def check(params: Params, *, images: bool = False) -> None:
     """
     count = 0
     sources: list[Index] = []
+    check_places(params)
     for raw in raw_splits(params):
         problems: list[str] = []
         print(f"{raw.name}: {raw.root} ({raw.layout.name}, split {raw.split})")
@@ -49,7 +52,7 @@ def check(params: Params, *, images: bool = False) -> None:
                 progress=params.runtime.progress and sys.stderr.isatty(),
             )
             problems += found
-            for line in summary(index, raw):
+            for line in summary(index, raw) + raw.left_out():
                 print(f"  {line}")
             labelled = any(record.label for record in index.records)
             if labelled:
@@ -65,6 +68,10 @@ def check(params: Params, *, images: bool = False) -> None:
         if problems:
             print(f"  {listed(problems)}")
         count += len(problems)
+    for place in dict.fromkeys(raw.root for raw in raw_splits(params)):
+        if not is_tracked(place):
+            print(f"{place}: neither git nor DVC has it, so experiments in a folder of their own")
+            print("  (--temp, --queue) do not see it: give the full path, or dvc add it")
     if len(sources) > 1:
         print(f"sources together\n  {shares(sources)}")
     if count:

@@ -16,6 +16,13 @@ from ssda.params import Params, load_params
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
+NO_MEMORY = (
+    *("out of memory", "not enough memory", "can't allocate memory", "Insufficient memory"),
+    *("Unable to allocate", "Storage size calculation overflowed"),
+)
+"""What torch, OpenCV and numpy say where memory is full."""
+
+
 def run(
     name: str, stage: Callable[[Params], object], description: str | None, *, trains: bool = False
 ) -> None:
@@ -81,6 +88,14 @@ def stage_parser(description: str | None) -> argparse.ArgumentParser:
     return options
 
 
+def lack_of_memory(error: Exception) -> str | None:
+    """What an error of torch, OpenCV or Python says of memory that there is not; else None."""
+    reason = " ".join(str(error).split("\n")[0].split())[:200]
+    if isinstance(error, MemoryError) or any(words in reason for words in NO_MEMORY):
+        return reason or "out of memory"
+    return None
+
+
 def guard(work: Callable[[], object], *, debug: bool) -> None:
     """Do the work; a user's mistake ends the program with one line on stderr and exit code 1."""
     try:
@@ -91,8 +106,15 @@ def guard(work: Callable[[], object], *, debug: bool) -> None:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename
         place = "; the disk or, with runtime.workers above 0, /dev/shm is full" if full else ""
         sys.exit(f"error: {error}{place}")
-    except RuntimeError as error:  # what torch raises where a process that loads images dies
-        if debug or "DataLoader worker" not in str(error):
+    except Exception as error:
+        if debug:
+            raise
+        if reason := lack_of_memory(error):
+            sys.exit(
+                f"error: out of memory ({reason}); lower images.target_size, evaluate.passes, "
+                "runtime.evaluation_batch_size or runtime.workers, or give evaluate.windows"
+            )
+        if "DataLoader worker" not in str(error):  # that torch says of one that has died
             raise
         sys.exit(
             f"error: a process that loads images ended ({' '.join(str(error).split())}); "

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline import command
-from pipeline.inventory import raw_splits
 from pipeline.paths import CONVERTED, METRICS
+from pipeline.splits import raw_splits
 from ssda.datasets.conversion import convert_split, write_field_statistics
 from ssda.datasets.index import Index, class_frequencies
 from ssda.files import write_json
@@ -89,6 +89,9 @@ def main(params: Params) -> None:
         for name, facts in metrics[domain].items()
     ]
     command.say(f"convert: {', '.join(counts)} images; class shares in {METRICS / 'convert.json'}")
+    for raw in raw_splits(params):
+        for line in raw.left_out():
+            command.say(f"convert: {raw.name}: {line}")
     command.say_next("python -m pipeline.pretrain")
 
 

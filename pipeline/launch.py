@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from pipeline import command
 from ssda.params import Params
 
 PATIENCE = 600
@@ -29,12 +30,12 @@ def launch(stage: str, params: Params, alone: Callable[[Params], object]) -> Non
     if local * nodes == 1 or "RANK" in os.environ:
         try:
             alone(params)
-        except RuntimeError as error:  # torch is not imported yet: no class to name
+        except Exception as error:  # torch is not imported yet: no class to name
             reason = str(error).strip().split("\n")[0]
             if "gloo" in reason or type(error).__name__.startswith("Dist"):
                 print(f"error: another process is gone ({reason})", file=sys.stderr)
                 os._exit(1)  # the usual way out would wait for it
-            if type(error).__name__ != "OutOfMemoryError" and "not enough memory" not in reason:
+            if (reason := command.lack_of_memory(error)) is None:
                 raise
             raise ValueError(
                 f"out of memory with {stage}.batch_size = {batch_size} and images.crop = "

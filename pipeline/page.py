@@ -18,12 +18,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ruamel.yaml import YAML
-
 from pipeline import command
 from pipeline.repository import git
 from pipeline.tracking import dotted
 from ssda.files import write_text
+from ssda.sections import parse_json, parse_yaml
 
 if TYPE_CHECKING:
     from dvc.api import DVCFileSystem  # pyright: ignore[reportPrivateUsage]
@@ -102,7 +101,7 @@ class Experiment:
         """A JSON file's content; ValueError where it is missing."""
         if (content := self.read(path)) is None:
             raise ValueError(f"{self.name}: no {path}; dvc repro makes it, dvc pull fetches it")
-        return json.loads(content)
+        return parse_json(content, f"{self.name}: {path}")
 
     def rows(self, path: str) -> list[dict[str, str]]:
         """The rows of a CSV file, none where it is missing."""
@@ -110,7 +109,7 @@ class Experiment:
 
     def params(self, path: str = "params.yaml") -> dict[str, str]:
         """{"adapt.trucrf.radius": "5", ...}, without `runtime`, which changes no result."""
-        values = YAML(typ="safe", pure=True).load(self.read(path) or b"{}")
+        values = parse_yaml(self.read(path) or b"{}", f"{self.name}: {path}")
         return {
             key: value if isinstance(value, str) else json.dumps(value)
             for key, value in dotted(values)

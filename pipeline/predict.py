@@ -203,12 +203,11 @@ def look(
                 flip=settings.flip,
             )
         except (RuntimeError, MemoryError, cv2.error) as error:
-            reason = str(error).strip().split("\n")[0]
-            if "memory" not in reason and not isinstance(error, MemoryError):
+            if (reason := command.lack_of_memory(error)) is None:
                 raise
             raise ValueError(
                 f"{names[0]}: out of memory with --batch {settings.batch}; try --batch 1, "
-                f"--windows 1024 768 or --scale 0.5 ({reason[:200]})"
+                f"--windows 1024 768 or --scale 0.5 ({reason})"
             ) from error
         for i, (name, image) in enumerate(zip(names, batch, strict=True)):
             yield Seen(name, image, labels[i].numpy(), uncertainty[i].numpy())

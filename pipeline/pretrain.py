@@ -21,6 +21,7 @@ def pretrain(params: Params) -> None:
     from ssda.engine.device import pick_device, place, set_up
     from ssda.engine.evaluation import validation_scores
     from ssda.engine.pretraining import imagenet_network, pretrain_steps
+    from ssda.engine.speed import Speed
     from ssda.engine.training import create_optimiser
     from ssda.files import write_json
     from ssda.networks.normalisation import synchronised
@@ -66,6 +67,7 @@ def pretrain(params: Params) -> None:
             settings.validate_every,
             METRICS / "pretrain",
             kept,
+            Speed(settings.batch_size, device),
         )
         if rank() > 0:
             return

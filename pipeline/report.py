@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from pipeline import command
 from pipeline.resume import Kept, Stop, stop_requests, warn
 from pipeline.tracking import StageRun, to_json
 from ssda.engine.device import describe as describe_device
+from ssda.engine.speed import Speed
+from ssda.engine.speed import told as told_speed
 from ssda.engine.training import StepRecord
 from ssda.files import write_atomically, write_text
 from ssda.labels import LabelSpace
@@ -44,6 +45,7 @@ def follow(
     validate_every: int,
     folder: Path,
     kept: Kept,
+    speed: Speed,
 ) -> dict[str, float]:
     """Run a training loop to its end: draw its progress, log and save it, write its curves.
 
@@ -58,6 +60,7 @@ def follow(
         folder: gets losses.csv, classes.csv (where a report has vectors), validation.csv and
             pictures/STEP.png (where a report has images).
         kept: where the state is saved; what is logged so far goes with it.
+        speed: gets what the steps cost; it is logged beside the curve, and told at the end.
 
     Returns:
         The scores at the end, rounded.
@@ -98,6 +101,7 @@ def follow(
     def tell(record: StepRecord, scores: dict[str, float | None] | None) -> None:
         nonlocal left_out
         step = record.step + 1
+        speed.costs.append(record.cost)
         if record.problem is not None:
             left_out += 1
             warn(f"step {record.step}: {record.problem}; the step is left out")
@@ -107,6 +111,7 @@ def follow(
                 scalars["left_out"] = left_out
             bar.set_postfix({k[5:]: f"{v:.3g}" for k, v in scalars.items() if k[:5] == "loss_"})
             run.metrics(scalars, step)
+            measured(speed.news(), step)
             losses.append({"step": step} | _rounded(scalars, 6))
             vectors = {k: v.tolist() for k, v in record.report.items() if v.dim() == 1}
             for key, vector in vectors.items():
@@ -131,16 +136,15 @@ def follow(
         shutil.copy(picture, folder / "pictures")
         run.artifact(folder / "pictures" / picture.name, f"{folder.name}/pictures")
 
+    def measured(figures: dict[str, float | None], step: int) -> None:
+        run.timings({f"speed.{name}": value for name, value in figures.items()}, step)
+
     def tell_time(step: int) -> None:
-        nonlocal begun
-        if step == kept.first + 1:
-            begun = time.monotonic()
-        elif step == kept.first + 1 + MEASURED and step < iterations:
-            seconds = (time.monotonic() - begun) / MEASURED
+        if step == kept.first + 1 + MEASURED and step < iterations:
+            seconds = speed.seconds_a_step(MEASURED)
             left = tqdm.format_interval(seconds * (iterations - step))
             command.say(f"{folder.name}: {seconds:.2g} s a step, about {left} left")
 
-    begun = 0.0
     first = rank() == 0
     if first:
         shutil.rmtree(folder / "pictures", ignore_errors=True)
@@ -152,7 +156,7 @@ def follow(
             step = record.step + 1
             scores = None
             if validate_every and (step % validate_every == 0 or step == iterations):
-                scores = validate()
+                scores = speed.validated(validate)
                 validation.append({"step": step} | _rounded(scores, 3))
             if first:
                 tell(record, scores)
@@ -168,6 +172,10 @@ def follow(
                 raise (stop or Stop("stopped", 1)).after(record.step + 1, kept.saved)
     if first:
         kept.save(iterations, notes())
+        if speed.costs:  # none where all steps were done before
+            summary = speed.summary()
+            measured({"validation_percent": summary["validation_percent"]}, iterations)
+            command.say(f"{folder.name}: {told_speed(summary)}")
         tables = {"losses": losses, "classes": class_shares, "validation": validation}
         for name, rows in tables.items():
             if rows:

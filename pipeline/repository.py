@@ -196,6 +196,19 @@ def cached(files: Mapping[str, str]) -> dict[str, Path]:
         return {name: Path(cache.oid_to_path(md5)) for name, md5 in files.items()}
 
 
+def is_tracked(path: Path) -> bool:
+    """Whether a path leads to the same data from everywhere, or git or DVC has what lies there.
+
+    True as well outside of a repository of DVC.
+    """
+    if path.is_absolute() or not (root() / ".dvc").is_dir() or git("ls-files", "--", str(path)):
+        return True
+    with _dvc() as repo:
+        outs = [Path(out.fs_path) for out in repo.index.outs]
+    full = path.resolve()
+    return any(full.is_relative_to(out) or out.is_relative_to(full) for out in outs)
+
+
 @contextmanager
 def _dvc() -> Generator[Repo]:
     """DVC's view of this repository; what DVC and git raise becomes a ValueError."""

@@ -30,6 +30,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import socket
 import sys
 import time
@@ -37,11 +38,10 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
-
-from ruamel.yaml import YAML
 
 from pipeline.command import guard
 from pipeline.repository import (
@@ -56,11 +56,13 @@ from pipeline.repository import (
     stages,
 )
 from ssda.files import write_text
-from ssda.params import Params, load_params, validate
+from ssda.params import Params, load_params
+from ssda.sections import parse_yaml, validate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 PREFIXES = {"convert": "convert/", "pretrain": "pretrain/", "adapt": "adapt/", "evaluate": "eval/"}
 """The stages in their order, with the prefix of their metrics."""
@@ -123,6 +125,7 @@ class StageRun:
         journal: what the stage has logged; an interrupted one goes on with its own.
         there: points that the run had when it was opened.
         unsent: points that wait for `release` or for the stage's end.
+        monitor: logs the machine's use beside the stage, where that is asked for.
     """
 
     journal: Journal
@@ -130,6 +133,7 @@ class StageRun:
     run_id: str = ""
     there: Points = field(default_factory=dict)
     unsent: Points = field(default_factory=dict)
+    monitor: SystemMetricsMonitor | None = None
     sender: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "mlflow"))
     sending: Future[None] | None = None
     released: int = 0
@@ -147,6 +151,16 @@ class StageRun:
                 self.journal.points[name][step] = float(value)
                 if step not in self.there.get(name, {}):
                     self.unsent.setdefault(name, {})[step] = float(value)
+
+    def timings(self, values: Mapping[str, float | None], step: int) -> None:
+        """Log values that differ from run to run: as `metrics`, but the journal does not keep them.
+
+        They are of the time that the stage took in this run: a run that DVC fills in has none.
+        """
+        for name, value in values.items():
+            name = PREFIXES[self.journal.stage] + name
+            if value is not None and step not in self.there.get(name, {}):
+                self.unsent.setdefault(name, {})[step] = value
 
     def release(self, step: int) -> None:
         """Send the points up to a step whose state is on disk, unless others are on their way."""
@@ -171,13 +185,17 @@ class StageRun:
         return self.sender.submit(self._attempt, lambda: work(client)) if client else None
 
     def open(self, params: Params) -> None:
-        """Find or create the run."""
+        """Find or create the run; watch the machine where params say so."""
         self._attempt(lambda: _open(self, params))
+        if self.client and params.runtime.system_metrics:
+            self._attempt(lambda: _watch_machine(self))
 
     def close(self, status: str) -> None:
         """End the run; if it is finished, send what is left and all that did not arrive."""
         self.sender.shutdown()
         self.retry_at = 0.0
+        if self.monitor:
+            self.monitor.finish()
         if client := self.client:
             self._attempt(lambda: self._end(client, status))
 
@@ -286,6 +304,21 @@ def _open(stage_run: StageRun, params: Params) -> None:
     stage_run.client, stage_run.run_id = client, run.info.run_id
 
 
+def _watch_machine(stage_run: StageRun) -> None:
+    """Log the use of processor, memory, disk and GPU to the run (`system/...`) until it closes."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    if shutil.which("nvidia-smi") and find_spec("pynvml") is None:
+        print(
+            "warning: runtime.system_metrics: the GPU is left out; pip install nvidia-ml-py",
+            file=sys.stderr,
+        )
+    uri = tracking_uri()
+    monitor = SystemMetricsMonitor(stage_run.run_id, resume_logging=True, tracking_uri=uri)
+    monitor.start()
+    stage_run.monitor = monitor
+
+
 def connect(params: Params) -> tuple[MlflowClient, str]:
     """A client and the experiment's id; database and experiment are made where they are missing."""
     for name, value in {
@@ -375,7 +408,7 @@ def _changed_params(params: Params, commit: str) -> list[str]:
     """Options of `dvc exp run` for the parameters that differ from those of a commit."""
     text = git("show", f"{commit}:./params.yaml")
     try:
-        before = flat(validate(Params, YAML(typ="safe", pure=True).load(text), "params.yaml"))
+        before = flat(validate(Params, parse_yaml(text.encode(), "params.yaml"), "params.yaml"))
     except ValueError:  # parameters of other code
         return []
     return [

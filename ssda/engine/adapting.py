@@ -102,6 +102,7 @@ def adapt_steps(
         moving_average(networks.teacher, networks.student, settings.teacher_momentum),
         progress=progress,
         files=files,
+        compiled=params.compute.compile,
     ):
         if record.problem is None and PREDICTED_SHARE in record.report:
             networks.predicted.take(record.report[PREDICTED_SHARE])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ssda.engine.flops import FlopCounter
+from ssda.engine.speed import Cost, awaited
 from ssda.networks.normalisation import batch_normalisations
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Optimiser
@@ -46,12 +50,14 @@ class StepRecord:
         learning_rate: the encoder's.
         report: detached tensors, still on the device; `scalars` brings them off it.
         problem: what was not finite, so that the step changed nothing; None in a good step.
+        cost: what the step took.
     """
 
     step: int
     learning_rate: float
     report: dict[str, Tensor]
-    problem: str | None = None
+    problem: str | None
+    cost: Cost
 
     def scalars(self) -> dict[str, float]:
         """The report's scalars as numbers; one wait for the device."""
@@ -70,6 +76,7 @@ def train(
     *,
     progress: Progress,
     files: Callable[[int], list[Path]],
+    compiled: bool = False,
 ) -> Iterator[StepRecord]:
     """Train a network, one optimiser step a batch.
 
@@ -85,6 +92,7 @@ def train(
         after_update: called with the step's number once the weights have changed.
         progress: where to begin.
         files: the images in a step's batch, for messages.
+        compiled: whether the network is; its operations are not counted then.
 
     Raises:
         FloatingPointError: PATIENCE steps in a row were left out; the message names the last step,
@@ -97,14 +105,19 @@ def train(
     kept = [[buffer.clone() for buffer in group] for group in buffers]
     rates = [group["lr"] for group in optimiser.param_groups]
     left_out = 0
-    for step, batch in enumerate(batches, progress.steps):
+    for step, (asked, waited, batch) in enumerate(awaited(batches), progress.steps):
         factor = learning_rate_factor(step, iterations, settings.warmup)
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * factor
         optimiser.zero_grad()
         for values, before in zip(buffers, kept, strict=True):
             copy_all(values, before)
-        report = add_gradients(batch, step)
+        # Where there is a peak to hold it against. The first step may draw a picture. Counted code
+        # runs uncompiled, and so might round in another way.
+        on_card = network.device.type == "cuda" and not compiled
+        counted = on_card and step == progress.steps + 1
+        with FlopCounter() if counted else nullcontext() as counter:
+            report = add_gradients(batch, step)
         gradients = [p.grad for p in parameters if p.grad is not None]
         combine(gradients, statistics, report)
         problem = find_problem(gradients, report)
@@ -117,7 +130,9 @@ def train(
             left_out += 1
             for values, before in zip(buffers, kept, strict=True):
                 copy_all(before, values)
-        yield StepRecord(step, settings.learning_rate * factor, report, problem)
+        operations = counter.total if counter else None
+        cost = Cost(time.perf_counter() - asked, waited, operations)
+        yield StepRecord(step, settings.learning_rate * factor, report, problem, cost)
         if left_out == PATIENCE:
             raise FloatingPointError(
                 f"step {step}: {problem}, the {PATIENCE}th step in a row that is not finite; "

@@ -251,7 +251,7 @@ def test_relative_roots_stay_relative(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_field_statistics(tmp_path: Path) -> None:
     def record(name: str, counts: tuple[int, ...]) -> Record:
-        return Record(name, f"images/{name}.png", 1, f"{name}.png", 2, 2, counts)
+        return Record(name, f"images/{name}.png", 1, "", f"{name}.png", 2, 2, counts)
 
     index = Index(
         tmp_path, Path("raw"), CITYSCAPES, (record("a", (3, 0, 1)), record("b", (0, 0, 4)))
@@ -290,7 +290,7 @@ def test_missing_and_foreign_indexes(tmp_path: Path, content: str | None) -> Non
 
 
 def test_records_are_written_in_order(tmp_path: Path) -> None:
-    records = [Record(name, name, 1, None, 2, 2, None) for name in "ba"]
+    records = [Record(name, name, 1, "", None, 2, 2, None) for name in "ba"]
     write_index(Index(tmp_path, Path("raw"), CITYSCAPES, tuple(records)))
     assert [record.name for record in read_index(tmp_path).records] == ["a", "b"]
 
@@ -355,15 +355,13 @@ CITY_LABEL = "gtFine/train/ulm/ulm_000001_gtFine_labelIds.png"
 @pytest.mark.parametrize(
     ("layout", "path", "damage", "expected"),
     [
-        ("gta", GTA_IMAGE, Path.unlink, f"{GTA_LABEL}: label without image"),
         ("gta", GTA_LABEL, Path.unlink, f"{GTA_IMAGE}: no label {GTA_LABEL}"),
         ("gta", GTA_IMAGE, truncate, f"{GTA_IMAGE}: truncated: the image's end marker"),
         ("gta", GTA_IMAGE, lambda path: path.write_bytes(b""), f"{GTA_IMAGE}: not a readable PNG"),
-        ("gta", GTA_IMAGE, a_folder, f"{GTA_IMAGE}: Is a directory"),
         ("gta", GTA_LABEL, truncate, f"{GTA_LABEL}: truncated: the image's end marker"),
         ("gta", GTA_LABEL, flip_a_byte, f"{GTA_LABEL}: damaged: wrong checksum"),
         ("gta", GTA_LABEL, jpeg, f"{GTA_LABEL}: not a readable PNG"),
-        ("gta", GTA_LABEL, a_folder, f"{GTA_LABEL}: Is a directory"),
+        ("gta", GTA_LABEL, a_folder, f"{GTA_IMAGE}: no label {GTA_LABEL}"),
         ("gta", GTA_LABEL, rgb8, f"{GTA_LABEL}: 8-bit RGB PNG, needed is 8-bit grey or palette"),
         ("gta", GTA_LABEL, rgb16, f"{GTA_LABEL}: 16-bit RGB PNG, needed is 8-bit grey or palette"),
         ("gta", GTA_LABEL, id_35_and_99, f"{GTA_LABEL}: id 35, 99: allowed are 0-34"),

@@ -236,7 +236,8 @@ def test_the_label_free_score_is_information_less_the_shift_of_classes(
 def test_images_are_spread_over_a_split_and_never_more_than_asked_for(
     images: int, taken: list[int]
 ) -> None:
-    records = tuple(Record(f"{i}", f"{i}.png", 0, f"{i}.png", 8, 8, None) for i in range(images))
+    names = [f"{i}.png" for i in range(images)]
+    records = tuple(Record(name, name, 0, "", name, 8, 8, None) for name in names)
     index = Index(Path("raw"), Path("raw"), CITYSCAPES, records)
     found = spread(index, 4, make_params()).index.records
     assert [record.name for record in found] == [f"{i}" for i in taken]

@@ -227,6 +227,8 @@ def test_processes_that_are_asked_to_stop_have_minutes_to_write_their_state(
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ..."),
         RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to ..."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+        MemoryError("Unable to allocate 7.11 PiB of memory for an array"),
     ],
 )
 def test_out_of_memory_names_what_to_lower(error: Exception) -> None:

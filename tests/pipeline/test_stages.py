@@ -201,13 +201,18 @@ def test_a_stage_says_what_runs_where_and_what_came_of_it(
     params = write_params(workspace, overrides)
     capsys.readouterr()
     adapt.adapt(params)
-    start, time_left, end, following = capsys.readouterr().out.splitlines()
+    start, time_left, pace, end, following = capsys.readouterr().out.splitlines()
     assert start.startswith(
         "adapt: 13 steps of 2 source and 2 target images, out of 4 and 4; "
         "tf_efficientnet_lite0 with head daformer ("
     )
     assert start.endswith(" M parameters) on 1 thread of the CPU, TruCRF by its plain form")
     assert re.fullmatch(r"adapt: \S+ s a step, about 00:\d\d left", time_left)
+    assert re.fullmatch(
+        r"adapt: \S+ s a step, \S+ images a second, \S+ % of it waiting for data, "
+        r"validation took 0 % of the time, at most \S+ GiB of memory",
+        pace,
+    )
     score = json.loads((workspace / "metrics/adapt.json").read_text())["adapt"]["validation_miou"]
     assert f"adapt: validation mIoU {score:.1f}," in end and "models/adapted.safetensors" in end
     assert following == "next: python -m pipeline.evaluate"

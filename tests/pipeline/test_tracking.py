@@ -5,6 +5,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -427,6 +428,45 @@ def test_mlflow_is_imported_late() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY
     )
     assert done.stdout == "False\n"
+
+
+def test_timings_are_in_the_run_and_not_in_the_journal(params: Params, root: Path) -> None:
+    """The journal is an output: it must not differ from run to run."""
+    with stage_run("adapt", params) as run:
+        run.metrics({"loss": 0.5}, 10)
+        run.timings({"speed.seconds_a_step": 0.25, "speed.of_peak_percent": None}, 10)
+        run.release(10)
+        run.timings({"speed.seconds_a_step": 0.75}, 20)
+    (found,) = runs(root, params)
+    assert curve(root, found, "adapt/speed.seconds_a_step") == [(10, 0.25), (20, 0.75)]
+    assert "adapt/speed.of_peak_percent" not in found.data.metrics
+    assert "speed" not in (JOURNALS / "adapt.json").read_text()
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_machine_is_watched_where_params_ask_for_it(
+    params: Params,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    asked: bool,
+) -> None:
+    """On a machine with a card the tool that reads its use may be missing."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    monkeypatch.setattr("pipeline.tracking.shutil.which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr("pipeline.tracking.find_spec", lambda _: None)
+    runtime = params.runtime.model_copy(update={"system_metrics": asked})
+    params = params.model_copy(update={"runtime": runtime})
+    for stage in ("pretrain", "adapt"):
+        with stage_run(stage, params):
+            time.sleep(0.4 if asked else 0.1)
+    (run,) = runs(root, params)
+    assert ("system/cpu_utilization_percentage" in run.data.metrics) is asked
+    assert ("pip install nvidia-ml-py" in capsys.readouterr().err) is asked
+    if asked:
+        at = [step for step, _ in curve(root, run, "system/cpu_utilization_percentage")]
+        assert at == list(range(len(at))), "the second stage goes on where the first ended"
+        assert not any(thread.name == "SystemMetricsMonitor" for thread in threading.enumerate())
 
 
 def test_in_a_folder_of_a_larger_repository_that_folder_is_the_root(
