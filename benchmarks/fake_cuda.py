@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ssda.engine.flops import operations
+from ssda.engine import flops
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tuple(str(ROOT / name) for name in ("ssda", "pipeline"))
@@ -68,7 +68,7 @@ class Seen:
 class FakeCuda(TorchDispatchMode):
     """Runs operators on the host for real, and those on the GPU on tensors without numbers.
 
-    Every number that is read off the GPU is 1.
+    Every number that comes from the GPU is 0.
 
     Attributes:
         seen: so far; may be replaced by a new one.
@@ -105,7 +105,7 @@ class FakeCuda(TorchDispatchMode):
         if self._waits(kind, args, kwargs):
             self.seen.waits[f"{kind} at {project_line()}"] += 1
         if kind == aten._local_scalar_dense:
-            return 1.0 if args[0].dtype.is_floating_point else 1
+            return 0.0 if args[0].dtype.is_floating_point else 0
         if kind == aten.equal:
             return True
         if kind == aten.is_pinned:
@@ -162,12 +162,12 @@ class FakeCuda(TorchDispatchMode):
         seen.calls[str(kind)] += 1
         if kind == aten._to_copy and kwargs.get("dtype") not in (None, args[0].dtype):
             seen.casts += 1
-        flops = operations(func, args, kwargs, out)
-        if flops:
+        computed = flops.operations(func, args, kwargs, out)
+        if computed:
             given = [a.dtype for a in args if isinstance(a, Tensor) and a.dtype.is_floating_point]
             if len(set(given)) > 1:
                 raise TypeError(f"{kind} of {given} at {project_line()}")
-            seen.flops[str(given[0])] += flops
+            seen.flops[str(given[0])] += computed
         for leaf in tree_leaves(out):
             size = leaf.numel() * leaf.element_size() if isinstance(leaf, Tensor) else 0
             if size > seen.largest[0]:
@@ -180,7 +180,7 @@ def _arrived(out: FakeTensor) -> Tensor:
     if out.device.type == "cuda":
         return out
     with unset_fake_temporarily():
-        return torch.ones(out.shape, dtype=out.dtype)
+        return torch.zeros(out.shape, dtype=out.dtype)
 
 
 def project_line() -> str:
@@ -188,7 +188,7 @@ def project_line() -> str:
     frame = inspect.currentframe()
     while frame is not None:
         path = frame.f_code.co_filename
-        if path.startswith(PROJECT):
+        if path.startswith(PROJECT) and path != flops.__file__:
             return f"{path[len(str(ROOT)) + 1 :]}:{frame.f_lineno}"
         frame = frame.f_back
     return "elsewhere"
@@ -262,6 +262,7 @@ def fake_cuda() -> Generator[FakeCuda]:
         "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
         "torch.cuda.is_bf16_supported": lambda *_, **__: True,
         "torch.accelerator.is_available": lambda: True,  # so that batches are pinned
+        "torch.random.fork_rng": lambda *_, **__: nullcontext(),  # it asks for the GPU's state
         "torch.Tensor.backward": backward,
         "torch.autograd.backward": backward,
         "torch._C._current_graph_task_id": lambda: 0,  # checkpoints are computed again once

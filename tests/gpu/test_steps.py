@@ -18,7 +18,7 @@ MOST_WAITS = 5
 CROP = 128
 SMALL = {
     "demo": "test_efficientnet",
-    "gta_resnet101": "resnet26d",
+    "gta_resnet101": "test_resnet",
     "gta_mit_b5": "mit_b0",
     "gta_dinov3_l": "test_vit",
 }
@@ -74,7 +74,7 @@ def check_step(step: Counted, logit_types: list[torch.dtype]) -> None:
     assert losses.keys() > {"loss_source", "loss_mix", "loss_trucrf"}
     assert {(loss.dtype, loss.device) for loss in losses.values()} == {(torch.float32, CUDA)}
     assert set(logit_types) == {torch.float32}
-    assert 0.85 < seen.share(torch.bfloat16) < 1.0  # the rest: classifiers and their gradients
+    assert 0.8 < seen.share(torch.bfloat16) < 1.0  # the rest: classifiers and their gradients
     student = step.networks.student
     gradients = [p.grad for p in student.parameters() if p.grad is not None]
     assert {(g.dtype, g.device) for g in gradients} == {(torch.float32, CUDA)}
@@ -96,7 +96,15 @@ def check_scoring(step: Counted, params: Params, images: Index, gpu: FakeCuda) -
     assert gpu.seen.flops
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "demo",
+        "gta_resnet101",
+        pytest.param("gta_mit_b5", marks=pytest.mark.soak),
+        pytest.param("gta_dinov3_l", marks=pytest.mark.soak),
+    ],
+)
 def test_step_statistics_scores_and_prediction_run_on_a_gpu(
     name: str, images: Index, logit_types: list[torch.dtype]
 ) -> None:
