@@ -29,7 +29,7 @@ def use_target_statistics(network: Segmenter, target: Index, params: Params) -> 
 
     def run(batch: EvaluationBatch) -> None:
         draws = [generator(params.random_state, "statistics", number) for number in batch.numbers]
-        images = network.pad(batch.images.to(network.device).float() / 255.0)
+        images = network.pad(batch.images.to(network.device, non_blocking=True).float() / 255.0)
         masks = network.draw_masks(1, draws)
         network.observe(images, masks, network.draw_corners(images.shape[-2:], draws))
 
