@@ -21,7 +21,7 @@ from ssda.engine.training import Progress, StepRecord, create_optimiser, train
 from ssda.labels import LabelSpace
 from ssda.method.adaptation import Networks, joint_step, look
 from ssda.method.guidance import PREDICTED_SHARE, Task
-from ssda.method.source import frozen_encoder
+from ssda.method.source import frozen_encoder, stochastic_pass
 from ssda.method.subdomains import PredictedShares
 from ssda.method.teacher import create_teacher, update_teacher
 from ssda.networks.encoders import Encoder, load_imagenet_weights
@@ -45,10 +45,7 @@ def use_target_statistics(network: Segmenter, target: Index, params: Params) -> 
             generator(params.random_state, "statistics", count + i) for i in range(len(images))
         ]
         count += len(images)
-        images = network.pad(images)
-        network.observe(
-            images, network.draw_masks(1, draws), network.draw_corners(images.shape[-2:], draws)
-        )
+        stochastic_pass(network, network.pad(images), 1, draws)
 
     reestimate_statistics(
         network, image_batches(samples, params.adapt.batch_size, network.device), run
@@ -57,6 +54,7 @@ def use_target_statistics(network: Segmenter, target: Index, params: Params) -> 
 
 def start_networks(student: Segmenter, target: Index, params: Params) -> Networks:
     """Student with target statistics, teacher as its copy, frozen encoder where it is asked for."""
+    student.encoder.check_crop(params.images.crop)
     use_target_statistics(student, target, params)
     imagenet = None
     if params.adapt.losses.feature_distance > 0:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from ssda.networks.mixed_transformer import MixedTransformer
 from ssda.networks.normalisation import batch_normalisations
+from ssda.networks.stochastic_depth import take_over_depth
 from ssda.params import Model
 
 STRIDES = (4, 8, 16, 32)
@@ -40,6 +41,8 @@ class Encoder(nn.Module):
         channels: channels of the four maps.
         strides: pixels a cell of the four maps.
         precision: of its passes, and of those of the head behind it: float32 or bfloat16.
+        checkpointing: whether activations are computed a second time for the gradient.
+        depths: the stochastic depth of its residual branches.
     """
 
     mean: Tensor
@@ -50,7 +53,7 @@ class Encoder(nn.Module):
         """Build `model.encoder` without weights; ValueError where that cannot be."""
         super().__init__()
         if MIT.fullmatch(model.encoder):
-            self.network: Any = _MixedTransformer(model)
+            self.network: Any = MixedTransformer(model)
             self.channels: list[int] = self.network.channels
             self.strides: list[int] = list(STRIDES)
             mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -67,6 +70,13 @@ class Encoder(nn.Module):
             )
         for key, value in (("mean", mean), ("std", std)):
             self.register_buffer(key, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
+        self.depths = take_over_depth(self.network)
+        if model.drop_path > 0 and not self.depths:
+            raise ValueError(
+                f"model.drop_path = {model.drop_path}: {model.encoder!r} has no stochastic depth; "
+                "use 0"
+            )
+        self.checkpointing = model.checkpointing
         if model.checkpointing:
             whole = getattr(self.network, "model", self.network)
             if not hasattr(whole, "set_grad_checkpointing"):
@@ -79,6 +89,22 @@ class Encoder(nn.Module):
         images = images.contiguous(memory_format=torch.channels_last)
         with self.autocast():
             return self.network((images - self.mean) / self.std)
+
+    def skip(self, factors: Tensor | None) -> None:
+        """Set the factors (L, N) of stochastic depth, until the next call; None: none is skipped.
+
+        Not an argument of `forward`: the layers are those of a library.
+        """
+        for i, depth in enumerate(self.depths):
+            depth.factors = None if factors is None else factors[i]
+
+    def check_crop(self, crop: tuple[int, int]) -> None:
+        """ValueError for training crops [width, height] that patches do not fill."""
+        if set(self.strides) == {PATCH} and any(side % PATCH for side in crop):
+            raise ValueError(
+                f"images.crop = {list(crop)}: sides must be multiples of {PATCH}, the patch of the "
+                "encoder"
+            )
 
     def autocast(self) -> torch.autocast:
         """Passes inside are computed in the encoder's precision."""
@@ -113,26 +139,6 @@ class Encoder(nn.Module):
             decays = whole or (value.dim() > 1 and name.split(".")[-1] not in POSITION_TERMS)
             groups[layer_decay ** (max(blocks) - block), decays].append(value)
         return [(factor, decays, values) for (factor, decays), values in groups.items()]
-
-
-class _MixedTransformer(nn.Module):
-    """MiT (SegFormer, Xie et al., 2021) as segmentation-models-pytorch has it."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        if find_spec("segmentation_models_pytorch") is None:
-            raise ValueError(
-                f"model.encoder = {model.encoder!r}: needs segmentation-models-pytorch; "
-                "pip install '.[mit]'"
-            )
-        from segmentation_models_pytorch.encoders import get_encoder
-
-        self.network: Any = get_encoder(model.encoder, weights=None)
-        self.network.reset_drop_path(model.drop_path)
-        self.channels: list[int] = self.network.out_channels[-len(STRIDES) :]
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return self.network(images)[-len(STRIDES) :]
 
 
 def load_imagenet_weights(encoder: Encoder, model: Model) -> None:
