@@ -64,7 +64,12 @@ def start_networks(student: Segmenter, target: Index, params: Params) -> Network
         imagenet.precision = student.encoder.precision
         imagenet = frozen_encoder(imagenet).to(student.device)
     predicted = PredictedShares(student.num_classes).to(student.device)
-    return Networks(student.train(), create_teacher(student), imagenet, predicted)
+    teacher = create_teacher(student)
+    if params.compute.compile:
+        for network in (teacher, imagenet):
+            if network is not None:
+                network.compile()
+    return Networks(student.train(), teacher, imagenet, predicted)
 
 
 def adapt_steps(

@@ -8,6 +8,7 @@ places, seen from the context, says how much the detail counts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,6 +113,12 @@ class Segmenter(nn.Module):
     def device(self) -> torch.device:
         """Where the network is."""
         return self.encoder.mean.device
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile encoder and heads, what is before the classifier; weights keep their names."""
+        for part in (self.encoder, self.pyramid, self.head, self.attention):
+            if part is not None:
+                part.compile(*args, **kwargs)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, C, H / s, W / s) without dropout."""
