@@ -1,7 +1,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup repro report test soak lint use metrics-diff bench ablation lock
+.PHONY: setup repro report test soak lint use metrics-diff bench gpu ablation lock
 
 setup: .venv/.installed          ## virtual environment with pinned packages and the project
 
@@ -30,12 +30,16 @@ lint: setup                      ## style and types
 
 use: setup                       ## make use PRESET=gta_small: take a preset as params.yaml
 	python -m pipeline.presets $(PRESET)
+	python -m pipeline.dependencies
 
 metrics-diff: setup              ## make metrics-diff BASE=main: what changed, and whether it may be merged
 	@python -m pipeline.diff $(or $(BASE),main)
 
 bench: setup                     ## what the parts cost, against the usual way (minutes)
 	python -m benchmarks
+
+gpu:                             ## what a GPU makes of it (9 minutes); SMALL=1 rehearses on a CPU
+	$(PYTHON) -m benchmarks.gpu $(PARTS)
 
 ablation: setup                  ## which mechanisms pay (a day; resumes: stop and start it at will)
 	python -m benchmarks.ablation --jobs 2

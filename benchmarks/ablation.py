@@ -34,13 +34,13 @@ from benchmarks.streets import FOLDER, Streets, parameters, streets
 from benchmarks.variants import SETTINGS, VARIANTS, Variant
 from pipeline.repository import locked
 from ssda.datasets.index import Index, class_frequencies
-from ssda.datasets.loading import EvaluationSamples
-from ssda.engine.adapting import adapt_steps, start_networks, use_target_statistics
+from ssda.engine.adapting import adapt_steps, start_networks
 from ssda.engine.checkpoints import load_network, save_network
 from ssda.engine.device import pick_device
 from ssda.engine.evaluation import score
 from ssda.engine.metrics import intersection_over_union, mean_iou
 from ssda.engine.pretraining import imagenet_network, pretrain_steps
+from ssda.engine.statistics import use_target_statistics
 from ssda.engine.training import StepRecord
 from ssda.files import write_text
 from ssda.labels import CITYSCAPES
@@ -277,9 +277,7 @@ def trained(network: Segmenter, index: Index, params: Params, steps: int) -> Seg
 
 def scored(network: Segmenter, index: Index, params: Params) -> Score:
     """The network's score on a labelled split."""
-    samples = EvaluationSamples(index, params.images.target_size)
-    batch_size = params.runtime.evaluation_batch_size
-    confusion = score(network, samples, CITYSCAPES.num_classes, batch_size)
+    (confusion,) = score([network], index, params)
     values = [round(value, 2) for value in intersection_over_union(confusion).tolist()]
     iou = tuple(None if math.isnan(value) else value for value in values)
     return Score(round(mean_iou(confusion) or 0.0, 3), iou)

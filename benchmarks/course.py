@@ -30,8 +30,9 @@ from benchmarks.measure import rounded
 from benchmarks.streets import Streets, streets
 from benchmarks.variants import SETTINGS, VARIANTS
 from ssda.datasets.index import class_frequencies
-from ssda.engine.adapting import start_networks, use_target_statistics
+from ssda.engine.adapting import start_networks
 from ssda.engine.metrics import confusion_matrix, intersection_over_union
+from ssda.engine.statistics import use_target_statistics
 from ssda.files import write_atomically, write_json
 from ssda.labels import CITYSCAPES
 from ssda.method.teacher import create_teacher

@@ -24,9 +24,14 @@ from benchmarks.streets import Streets, streets
 from benchmarks.variants import SETTINGS, VARIANTS
 from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.datasets.index import Index, class_frequencies
-from ssda.datasets.loading import EvaluationSamples, SourceSamples, counted_pixels, source_batches
+from ssda.datasets.loading import (
+    EvaluationSamples,
+    SourceSamples,
+    counted_pixels,
+    evaluation_batches,
+    source_batches,
+)
 from ssda.engine.checkpoints import load_network
-from ssda.engine.evaluation import batches
 from ssda.files import write_json
 from ssda.labels import CITYSCAPES, IGNORE
 from ssda.method.adaptation import Networks, mixed_gradients, target_gradients
@@ -213,9 +218,10 @@ def look(network: Segmenter, index: Index, params: Params, count: int) -> list[V
     """The first batches of labelled images as a network sees them."""
     views: list[View] = []
     samples = EvaluationSamples(index, params.images.target_size)
-    for images, truths in batches(samples, params.adapt.batch_size):
+    for batch in evaluation_batches(samples, lambda _: params.adapt.batch_size, 0):
         if len(views) == count:
             break
+        images, truths = batch.images, batch.labels
         inputs = images.float() / 255.0
         embedding = network.embed(inputs)
         probabilities = network.classifier(embedding).softmax(1)
@@ -434,10 +440,12 @@ def gradients(
         [data.source], params.images, params.sampling, params.random_state, "diagnostics"
     )
     sources = source_batches(samples, range(count), params.adapt.batch_size, 0)
-    targets = batches(EvaluationSamples(data.labelled, None), params.adapt.batch_size)
+    labelled = EvaluationSamples(data.labelled, None)
+    targets = evaluation_batches(labelled, lambda _: params.adapt.batch_size, 0)
     found: dict[str, list[tuple[float, float]]] = {}
-    for step, (source, (images, truths)) in enumerate(zip(sources, targets, strict=False)):
-        truth = torch.stack([label for label in truths if label is not None]).long()
+    for step, (source, whole) in enumerate(zip(sources, targets, strict=False)):
+        images = whole.images
+        truth = torch.stack([label for label in whole.labels if label is not None]).long()
         width, height = params.images.crop
         corner = (..., slice(height), slice(width))
         counted = torch.from_numpy(counted_pixels(images.shape[-2:], params.adapt.margins))

@@ -22,10 +22,8 @@ from benchmarks.made_up import convert_game, write_game
 from benchmarks.measure import Answer, describe_machine, interleave, peak_mib, report
 from benchmarks.step import create_setting
 from benchmarks.trucrf import gradient, problem
-from ssda.datasets.loading import EvaluationSamples
 from ssda.engine.evaluation import score
 from ssda.engine.metrics import confusion_matrix
-from ssda.labels import CITYSCAPES
 from ssda.method.subdomains import select_seeds
 from ssda.params import Params, load_params
 from ssda.randomness import generators
@@ -159,7 +157,7 @@ def scoring_memory(params: Params, counts: Sequence[int]) -> Curve:
 def _scoring_peak(folder: Path, params: Params, count: int) -> float:
     index = convert_game(write_game(folder / "game", count, (256, 128)), folder / "out")
     network = create_setting(params).networks.teacher
-    score(network, EvaluationSamples(index, None), CITYSCAPES.num_classes, 4)
+    score([network], index, params)
     return peak_mib()
 
 

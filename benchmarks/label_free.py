@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ssda.datasets.index import Index
-from ssda.engine.evaluation import SCORE_IMAGES, class_shift, image_batches, spread
+from ssda.datasets.loading import evaluation_batches
+from ssda.engine.evaluation import SCORE_IMAGES, class_shift, spread
 from ssda.method.uncertainty import entropy, mutual_information
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
@@ -45,7 +46,9 @@ def label_free_indicators(
     sums: dict[str, Tensor] = {}
     mean_prediction = torch.zeros(len(source_frequencies), device=device)
     pixels = 0
-    for number, images in enumerate(image_batches(samples, params.adapt.batch_size, device)):
+    batches = evaluation_batches(samples, lambda _: params.adapt.batch_size, params.runtime.workers)
+    for number, batch in enumerate(batches):
+        images = batch.images.to(device).float() / 255.0
         embedding = network.embed(images)
         probabilities = network.classifier(embedding).softmax(1)
         draws = generators(params.random_state, "label-free", number, len(images))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ssda.engine.device import peak_memory
 from ssda.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -107,10 +108,10 @@ def interleave(
 
 def peak_mib() -> float:
     """The most memory that this process has held, in MiB (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise OSError("/proc/self/status has no VmHWM")
+    peak = peak_memory(torch.device("cpu"))
+    if peak is None:
+        raise OSError("the system does not tell the most memory that a process has held")
+    return 1024 * peak
 
 
 def describe_machine() -> dict[str, Any]:

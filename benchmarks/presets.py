@@ -33,7 +33,7 @@ from ssda.method.adaptation import Networks, joint_step
 from ssda.method.losses import labelling_loss
 from ssda.method.source import frozen_encoder, stochastic_pass
 from ssda.method.subdomains import PredictedShares
-from ssda.method.teacher import create_teacher, update_teacher
+from ssda.method.teacher import create_teacher, moving_average
 from ssda.networks.segmenter import Segmenter
 from ssda.networks.windows import halve
 from ssda.params import Params, load_params
@@ -106,18 +106,25 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def reduced(params: Params, crop: int) -> Params:
-    """The same preset at a smaller crop, for steps on a CPU; every pseudo label counts as certain.
+def certain(params: Params) -> Params:
+    """The same preset with every pseudo label certain.
 
     The weights are random: with q = 0 the losses that it weighs would be 0.
     """
-    certain = params.adapt.uncertainty.model_copy(update={"confidence_threshold": 0.0})
+    uncertainty = params.adapt.uncertainty.model_copy(update={"confidence_threshold": 0.0})
+    adapt = params.adapt.model_copy(update={"uncertainty": uncertainty})
+    return params.model_copy(update={"adapt": adapt})
+
+
+def reduced(params: Params, crop: int) -> Params:
+    """The same preset at a smaller crop, for steps on a CPU; every pseudo label is certain."""
+    params = certain(params)
     detail = None if params.model.detail is None else (crop // 2, crop // 2)
     return params.model_copy(
         update={
             "images": params.images.model_copy(update={"crop": (crop, crop)}),
             "model": params.model.model_copy(update={"detail": detail}),
-            "adapt": params.adapt.model_copy(update={"batch_size": 2, "uncertainty": certain}),
+            "adapt": params.adapt.model_copy(update={"batch_size": 2}),
         }
     )
 
@@ -143,12 +150,13 @@ def measure(params: Params, steps: int) -> dict[str, Any]:
     task = made_up_task(params, device)
     source, target = random_batches(params, device)
     optimiser = create_optimiser(student, params.adapt.optimiser)
+    update = moving_average(teacher, student, params.adapt.teacher_momentum)
 
     def step() -> dict[str, Tensor]:
         optimiser.zero_grad()
         report = joint_step(networks, source, target, task, 0)
         optimiser.step()
-        update_teacher(teacher, student, 1, params.adapt.teacher_momentum)
+        update(1)
         return report
 
     def irreducible() -> None:

@@ -30,7 +30,7 @@ from ssda.method.adaptation import Networks, joint_step
 from ssda.method.guidance import Task
 from ssda.method.source import frozen_encoder, stochastic_pass
 from ssda.method.subdomains import PredictedShares, select_seeds
-from ssda.method.teacher import create_teacher, update_teacher
+from ssda.method.teacher import create_teacher, moving_average
 from ssda.method.uncertainty import STATISTICS
 from ssda.networks.segmenter import Segmenter
 from ssda.networks.windows import halve
@@ -111,12 +111,13 @@ def whole_step(setting: Setting) -> Callable[[], None]:
     params, networks = setting.params, setting.networks
     optimiser = create_optimiser(networks.student, params.adapt.optimiser)
     task = made_up_task(params, networks.student.device)
+    update = moving_average(networks.teacher, networks.student, params.adapt.teacher_momentum)
 
     def step() -> None:
         optimiser.zero_grad()
         joint_step(networks, setting.source, setting.target, task, 0)
         optimiser.step()
-        update_teacher(networks.teacher, networks.student, 1, params.adapt.teacher_momentum)
+        update(1)
 
     return step
 

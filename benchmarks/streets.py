@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.scenes import write_cityscapes, write_gta
-from pipeline.inventory import raw_splits
+from pipeline.splits import raw_splits
 from ssda.datasets.conversion import convert_split
 from ssda.datasets.index import Index, read_index
 from ssda.files import write_json
@@ -83,13 +83,18 @@ def parameters(changes: dict[str, Any], difficulty: float, random_state: int) ->
         "random_state": random_state,
         "runtime.workers": 0,
     }
-    for key, value in (fixed | changes).items():
+    return validate(Params, set_values(values, fixed | changes), "params.yaml")
+
+
+def set_values(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested values, changed in place at dotted keys."""
+    for key, value in changes.items():
         *path, last = key.split(".")
         section = values
         for part in path:
             section = section[part]
         section[last] = value
-    return validate(Params, values, "params.yaml")
+    return values
 
 
 def _drawing_code() -> str:

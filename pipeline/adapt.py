@@ -30,9 +30,11 @@ def adapt(params: Params) -> None:
     from ssda.engine.adapting import adapt_steps, start_networks
     from ssda.engine.checkpoints import load_network, save_network
     from ssda.engine.device import pick_device, place, set_up
-    from ssda.engine.evaluation import label_free_score, validation_score
+    from ssda.engine.evaluation import label_free_score, validation_scores
+    from ssda.engine.speed import Speed
     from ssda.engine.training import create_optimiser
     from ssda.files import write_json
+    from ssda.method.trucrf import describe_form
     from ssda.networks.normalisation import synchronised
     from ssda.processes import joined, rank
 
@@ -42,17 +44,17 @@ def adapt(params: Params) -> None:
     sources = read_sources(SOURCES)
     target = read_index(TARGET_TRAIN)
     validation = read_index(TARGET_VALIDATION)
-    for index in (*sources, target):
+    for index in (*sources, target, validation):
         check_raw_files(index)
     frequencies = torch.from_numpy(class_frequencies(sources))
     student, space = load_network(PRETRAINED)
 
     def validate() -> dict[str, float | None]:
+        pair = [networks.teacher, networks.student]
+        teacher, student = validation_scores(pair, validation, params)
         return {
-            "validation_miou": validation_score(networks.teacher, validation, params, space),
-            "validation_miou_student": validation_score(
-                networks.student, validation, params, space
-            ),
+            "validation_miou": teacher,
+            "validation_miou_student": student,
             "label_free_score": label_free_score(networks.teacher, target, frequencies, params),
         }
 
@@ -74,11 +76,12 @@ def adapt(params: Params) -> None:
             optimiser,
         )
         if rank() == 0:
+            crf = f", TruCRF by its {describe_form(device)}" if settings.trucrf.weight > 0 else ""
             command.say(
                 f"adapt: {settings.iterations} steps of {settings.batch_size} source and "
                 f"{settings.batch_size} target images, out of "
                 f"{sum(len(source.records) for source in sources)} and {len(target.records)}; "
-                f"{describe(networks.student, params)}"
+                f"{describe(networks.student, params)}{crf}"
             )
         scores = follow(
             adapt_steps(networks, sources, target, params, space, progress),
@@ -90,6 +93,7 @@ def adapt(params: Params) -> None:
             settings.validate_every,
             METRICS / "adapt",
             kept,
+            Speed(2 * settings.batch_size, device),
         )
         if rank() > 0:
             return
@@ -102,4 +106,4 @@ def adapt(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    command.run(adapt, __doc__, trains="adapt")
+    command.run("adapt", adapt, __doc__, trains=True)

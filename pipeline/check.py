@@ -13,11 +13,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline.inventory import RawSplit, raw_splits
+from pipeline.inventory import check_places
 from pipeline.report import sheet
+from pipeline.repository import is_tracked
+from pipeline.splits import RawSplit, raw_splits
 from ssda.datasets.conversion import check_split, listed
 from ssda.datasets.index import Index, class_frequencies
-from ssda.datasets.loading import SourceSamples, check_crop, read_image
+from ssda.datasets.loading import SourceSamples, TargetSamples, read_image
 from ssda.datasets.raw_files import raw_table, read_train_ids
 from ssda.params import Params
 
@@ -26,25 +28,31 @@ SHOWN = 4
 """Images in a picture."""
 
 
-def check(params: Params) -> None:
+def check(params: Params, *, images: bool = False) -> None:
     """Print what each split holds and what is wrong with it; draw a picture a labelled split.
+
+    With `images` all of them are decoded, so that a damaged one is found.
 
     Raises ValueError with the number of problems, where there are some.
     """
     count = 0
     sources: list[Index] = []
+    check_places(params)
     for raw in raw_splits(params):
+        problems: list[str] = []
         print(f"{raw.name}: {raw.root} ({raw.layout.name}, split {raw.split})")
         try:
-            index, problems = check_split(
+            index, found = check_split(
                 raw.layout,
                 raw.root,
                 raw.split,
                 space=raw.space,
                 with_labels=raw.with_labels,
+                decode=images,
                 progress=params.runtime.progress and sys.stderr.isatty(),
             )
-            for line in summary(index, raw):
+            problems += found
+            for line in summary(index, raw) + raw.left_out():
                 print(f"  {line}")
             labelled = any(record.label for record in index.records)
             if labelled:
@@ -54,12 +62,16 @@ def check(params: Params) -> None:
                 sources.append(replace(index, resize=raw.resize))
                 SourceSamples(sources[-1:], params.images, params.sampling, 0, "check")
             elif fits and raw.name == "target/train":
-                check_crop(index, params.images.target_size, params.images.crop)
+                TargetSamples(index, params.images, params.adapt.margins, 0)
         except ValueError as error:
-            problems = [str(error)]
+            problems.append(str(error))
         if problems:
             print(f"  {listed(problems)}")
         count += len(problems)
+    for place in dict.fromkeys(raw.root for raw in raw_splits(params)):
+        if not is_tracked(place):
+            print(f"{place}: neither git nor DVC has it, so experiments in a folder of their own")
+            print("  (--temp, --queue) do not see it: give the full path, or dvc add it")
     if len(sources) > 1:
         print(f"sources together\n  {shares(sources)}")
     if count:

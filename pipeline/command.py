@@ -16,26 +16,49 @@ from ssda.params import Params, load_params
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
+NO_MEMORY = (
+    *("out of memory", "not enough memory", "can't allocate memory", "Insufficient memory"),
+    *("Unable to allocate", "Storage size calculation overflowed"),
+)
+"""What torch, OpenCV and numpy say where memory is full."""
+
+
 def run(
-    stage: Callable[[Params], object], description: str | None, *, trains: str | None = None
+    name: str, stage: Callable[[Params], object], description: str | None, *, trains: bool = False
 ) -> None:
     """Read the parameters, run the stage; a ValueError or OSError becomes one line and exit code 1.
 
-    With --debug the traceback is shown instead. A stage that trains gives its name: it runs on as
-    many processes as the environment asks for.
+    With --debug the traceback is shown instead. A stage that trains runs on as many processes as
+    the environment asks for.
     """
-    arguments = parser(description).parse_args()
+    arguments = stage_parser(description).parse_args()
 
-    def work() -> None:
-        params = load_params(arguments.params)
-        if trains is None:
+    def work(params: Params) -> None:
+        if not trains:
             stage(params)
             return
         from pipeline.launch import launch
 
-        launch(trains, params, stage)
+        launch(name, params, stage)
 
-    guard(work, debug=arguments.debug)
+    guard(
+        lambda: unless_finished(name, load_params(arguments.params), work, force=arguments.force),
+        debug=arguments.debug,
+    )
+
+
+def unless_finished(
+    name: str, params: Params, work: Callable[[Params], object], *, force: bool
+) -> None:
+    """Do a stage's work; by hand not where its result is there already, unless with --force."""
+    from pipeline.finished import by_hand, is_finished, note_finished
+
+    if by_hand() and not force and is_finished(name, params):
+        say(f"{name}: up to date; --force runs it anyway")
+        return
+    work(params)
+    if by_hand():
+        note_finished(name, params)
 
 
 def say(text: str) -> None:
@@ -50,11 +73,27 @@ def say_next(following: str) -> None:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that all stages have: --params and --debug."""
+    """The options that all have: --params and --debug."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--params", default="params.yaml", help="parameters (default: params.yaml)")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
+
+
+def stage_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options of a stage: --force beside those of all."""
+    options = parser(description)
+    text = "by hand: run the stage although its result is up to date"
+    options.add_argument("--force", action="store_true", help=text)
+    return options
+
+
+def lack_of_memory(error: Exception) -> str | None:
+    """What an error of torch, OpenCV or Python says of memory that there is not; else None."""
+    reason = " ".join(str(error).split("\n")[0].split())[:200]
+    if isinstance(error, MemoryError) or any(words in reason for words in NO_MEMORY):
+        return reason or "out of memory"
+    return None
 
 
 def guard(work: Callable[[], object], *, debug: bool) -> None:
@@ -67,11 +106,18 @@ def guard(work: Callable[[], object], *, debug: bool) -> None:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename
         place = "; the disk or, with runtime.workers above 0, /dev/shm is full" if full else ""
         sys.exit(f"error: {error}{place}")
-    except RuntimeError as error:  # what torch raises where a process that loads images dies
-        if debug or "DataLoader worker" not in str(error):
+    except Exception as error:
+        if debug:
+            raise
+        if reason := lack_of_memory(error):
+            sys.exit(
+                f"error: out of memory ({reason}); lower images.target_size, evaluate.passes, "
+                "runtime.evaluation_batch_size or runtime.workers, or give evaluate.windows"
+            )
+        if "DataLoader worker" not in str(error):  # that torch says of one that has died
             raise
         sys.exit(
-            f"error: a process that loads images ended ({' '.join(str(error).split())[:200]}); "
+            f"error: a process that loads images ended ({' '.join(str(error).split())}); "
             "the same command goes on after the last saved step; with runtime.workers: 0 there is "
             "no such process"
         )

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline import command
-from pipeline.inventory import raw_splits
 from pipeline.paths import CONVERTED, METRICS
+from pipeline.splits import raw_splits
 from ssda.datasets.conversion import convert_split, write_field_statistics
 from ssda.datasets.index import Index, class_frequencies
 from ssda.files import write_json
@@ -89,25 +89,33 @@ def main(params: Params) -> None:
         for name, facts in metrics[domain].items()
     ]
     command.say(f"convert: {', '.join(counts)} images; class shares in {METRICS / 'convert.json'}")
+    for raw in raw_splits(params):
+        for line in raw.left_out():
+            command.say(f"convert: {raw.name}: {line}")
     command.say_next("python -m pipeline.pretrain")
 
 
 def run() -> None:
     """The command line."""
-    parser = command.parser(__doc__)
+    parser = command.stage_parser(__doc__)
     parser.add_argument(
         "--check", action="store_true", help="write no conversion, say what it would give"
     )
+    parser.add_argument(
+        "--images", action="store_true", help="with --check: decode all images, to find damage"
+    )
     arguments = parser.parse_args()
+    if arguments.images and not arguments.check:
+        parser.error("--images needs --check")
 
     def stage() -> None:
         params = load_params(arguments.params)
         if arguments.check:
             from pipeline.check import check
 
-            check(params)
+            check(params, images=arguments.images)
         else:
-            main(params)
+            command.unless_finished("convert", params, main, force=arguments.force)
 
     command.guard(stage, debug=arguments.debug)
 

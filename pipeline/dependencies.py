@@ -1,6 +1,7 @@
 """Write the stages' deps on source files and their params into dvc.yaml, from what they import.
 
-`python -m pipeline.dependencies` does it. A stage's other deps, of data, stay as they are.
+`python -m pipeline.dependencies` does it. A stage's other deps, of data, stay as they are, but for
+the target's marker: DVC has no dep that may be missing, so it is one where params.yaml names it.
 """
 
 from __future__ import annotations
@@ -12,17 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import command
+from pipeline.inventory import TARGET_MARKER
 from ssda.files import write_text
-from ssda.params import Params
+from ssda.params import Params, load_params
 from ssda.sections import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = Path("dvc.yaml")
-OUTSIDE = {f"pipeline/{name}.py" for name in ("tracking", "report", "resume", "launch", "check")}
+OUTSIDE = {
+    f"pipeline/{name}.py"
+    for name in ("tracking", "report", "resume", "finished", "launch", "check", "preflight")
+}
 """They change no result."""
 PACKAGES = ("ssda", "pipeline", "demo")
 UNTRACKED = "runtime"
 """The section that changes no result."""
+VIEW = "evaluate"
+"""The section that says how images are scored. The validation curve follows it as it is when a
+stage trains; a later change redraws no curve, for it would train anew."""
 
 
 def import_closure(path: Path) -> set[str]:
@@ -54,13 +62,16 @@ def sections_read(files: set[str]) -> set[str]:
     } - {UNTRACKED}
 
 
-def updated(text: str) -> str:
+def updated(text: str, params: Params) -> str:
     """The text of dvc.yaml with every stage's source files and sections as they are now."""
     for name, stage in read_yaml(ROOT / STAGES)["stages"].items():
         definition: dict[str, Any] = stage.get("do", stage)
         files = import_closure(ROOT / f"pipeline/{name}.py")
-        data = [dep for dep in definition["deps"] if not dep.endswith(".py")]
-        sections = [section for section in Params.model_fields if section in sections_read(files)]
+        data = [dep for dep in definition["deps"] if not dep.endswith((".py", TARGET_MARKER))]
+        if name == "inventory" and params.target.marker is not None:
+            data.append(TARGET_MARKER)
+        read = sections_read(files) - ({VIEW} if name != VIEW else set())
+        sections = [section for section in Params.model_fields if section in read]
         text = _replaced(text, name, "deps", [*data, *sorted(files)])
         text = _replaced(text, name, "params", sections)
     return text
@@ -104,7 +115,8 @@ def _imported_files(path: Path) -> list[Path]:
 def main() -> None:
     """The command line."""
     path = ROOT / STAGES
-    write_text(path, updated(path.read_text(encoding="utf-8")))
+    params = load_params(ROOT / "params.yaml")
+    write_text(path, updated(path.read_text(encoding="utf-8"), params))
 
 
 if __name__ == "__main__":

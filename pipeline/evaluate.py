@@ -38,11 +38,10 @@ def evaluate(params: Params) -> None:
     from pipeline.resume import remove_old_states
     from pipeline.tracking import stage_run
     from ssda.datasets.index import check_raw_files, read_index
-    from ssda.datasets.loading import EvaluationSamples
-    from ssda.engine.adapting import use_target_statistics
     from ssda.engine.checkpoints import load_network
     from ssda.engine.device import pick_device, place, set_up
     from ssda.engine.evaluation import score
+    from ssda.engine.statistics import use_target_statistics
     from ssda.files import write_json
 
     remove_old_states()
@@ -52,38 +51,27 @@ def evaluate(params: Params) -> None:
     report = read_index(TARGET_REPORT)
     check_raw_files(report)
     adapted, space = load_network(ADAPTED)
-    networks = {"adapted": adapted, "student": load_network(STUDENT)[0]}
+    networks: dict[str, Segmenter] = {}
     if params.pretrain.iterations > 0:
-        networks["source_only"] = load_network(PRETRAINED)[0]
-    for network in networks.values():
-        place(network, device, params.compute)
-    if params.pretrain.iterations > 0:
+        networks["source_only"] = place(load_network(PRETRAINED)[0], device, params.compute)
         networks["reestimated"] = copy.deepcopy(networks["source_only"])
         use_target_statistics(networks["reestimated"], target, params)
+    networks["student"] = place(load_network(STUDENT)[0], device, params.compute)
+    networks["adapted"] = place(adapted, device, params.compute)
     command.say(
         f"evaluate: {len(networks)} networks on {len(report.records)} images; "
         f"{describe(adapted, params)}"
     )
     with stage_run("evaluate", params) as run:
         run.tag("device", device.type)
-        samples = EvaluationSamples(report, params.images.target_size)
-        scores: dict[str, Any] = {}
+        scores: dict[str, Any] = {"source_only": None, "reestimated": None}
         shares: dict[str, torch.Tensor] = {}
-        for name in ("source_only", "reestimated", "student", "adapted"):
-            scores[name] = None
-            if network := networks.get(name):
-                confusion = score(
-                    network,
-                    samples,
-                    space.num_classes,
-                    params.runtime.evaluation_batch_size,
-                    windows=params.evaluate.windows,
-                    flip=params.evaluate.flip,
-                )
-                scores[name] = summary(confusion, space, params.evaluate.subsets)
-                if name in SHOWN:
-                    shares[SHOWN[name]] = row_shares(confusion)
-                run.metrics({f"{name}.{key}": v for key, v in _flat(scores[name]).items()})
+        confusions = score([*networks.values()], report, params)
+        for name, confusion in zip(networks, confusions, strict=True):
+            scores[name] = summary(confusion, space, params.evaluate.subsets)
+            if name in SHOWN:
+                shares[SHOWN[name]] = row_shares(confusion)
+            run.metrics({f"{name}.{key}": v for key, v in _flat(scores[name]).items()})
         write_json(SCORES, {"images": len(report.records)} | scores)
         rows = [
             {"class": class_name, "network": name, "iou": value["iou"][class_name]}
@@ -99,7 +87,7 @@ def evaluate(params: Params) -> None:
         draw(networks, report, params, space)
         for path in (SCORES, CLASSES, BARS, CONFUSION, MATRIX, PICTURE):
             run.artifact(path)
-    command.say(_line(scores))
+    command.say(_line(scores, params.evaluate.subsets))
     command.say("next: make report; or dvc exp show, dvc plots show, mlflow ui (README.md)")
 
 
@@ -171,6 +159,7 @@ def draw(
                         image,
                         size,
                         windows=params.evaluate.windows,
+                        per_pass=params.runtime.evaluation_batch_size,
                         flip=params.evaluate.flip,
                     ).numpy()
                     for name in shown
@@ -181,6 +170,9 @@ def draw(
                     size,
                     params.evaluate.passes,
                     params.random_state,
+                    windows=params.evaluate.windows,
+                    per_pass=params.runtime.evaluation_batch_size,
+                    flip=params.evaluate.flip,
                 )[1][0].numpy(),
             ]
         )
@@ -196,14 +188,16 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
 
 
-def _line(scores: dict[str, Any]) -> str:
+def _line(scores: dict[str, Any], subsets: tuple[str, ...]) -> str:
+    key = f"miou_{subsets[0]}" if subsets else "miou"
     parts = [
-        f"{name.replace('_', ' ')} {value['miou']:.1f}"
+        f"{name.replace('_', ' ')} {'-' if value[key] is None else format(value[key], '.1f')}"
         for name, value in scores.items()
         if value is not None
     ]
-    return f"evaluate: mIoU {', '.join(parts)}; table in {SCORES}, pictures in {PICTURE}"
+    title = key.replace("miou", "mIoU").replace("_", " ")
+    return f"evaluate: {title}: {', '.join(parts)}; table in {SCORES}, pictures in {PICTURE}"
 
 
 if __name__ == "__main__":
-    command.run(evaluate, __doc__)
+    command.run("evaluate", evaluate, __doc__)

@@ -1,7 +1,8 @@
-"""Stage inventory: names and sizes of raw files, so that `convert` reruns when they change.
+"""Stage inventory: names and fingerprints of raw files, so that `convert` reruns when they change.
 
 One stage a source, since DVC joins each to what makes its raw set; each looks at the target too.
-Cheap enough to run at every `dvc repro`; no file is opened.
+Cheap enough to run at every `dvc repro`: only files that are new or were touched are opened. What
+training would refuse is refused here, before anything is done.
 """
 
 from __future__ import annotations
@@ -9,71 +10,94 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from time import time_ns
+from typing import Any
 
 from pipeline import command
-from pipeline.paths import INVENTORY
-from ssda.datasets.layouts import Layout, check_classes, find_images, find_labels, load_layout
-from ssda.files import write_text
-from ssda.labels import LabelSpace, load_space
-from ssda.params import Params, Size, Source, Target, load_params
+from pipeline.paths import CONVERTED, INVENTORY, METRICS, PRETRAINED
+from pipeline.repository import dependencies, locked, root, stages
+from pipeline.splits import RawSplit, raw_splits
+from ssda.datasets.layouts import find_images, find_labels
+from ssda.files import fingerprint, write_text
+from ssda.params import Params, load_params
 
-
-@dataclass(frozen=True)
-class RawSplit:
-    """A raw split that the pipeline reads."""
-
-    name: str
-    """Where it goes below data/converted, such as `target/train`."""
-    layout: Layout
-    root: Path
-    split: str
-    space: LabelSpace
-    with_labels: bool
-    resize: Size | None
-
-
-def raw_splits(params: Params) -> list[RawSplit]:
-    """The sources and the target's splits; labels of its training split are never read.
-
-    Raises ValueError where a layout and the label space do not fit.
-    """
-    space = load_space(params.labels)
-
-    def split(name: str, raw: Source | Target, split: str, *, labelled: bool = True) -> RawSplit:
-        layout = load_layout(raw.layout)
-        check_classes(layout, space, params.labels)
-        resize = raw.resize if isinstance(raw, Source) else None
-        return RawSplit(name, layout, Path(raw.root), split, space, labelled, resize)
-
-    target = params.target
-    return [
-        *(split(f"sources/{name}", raw, raw.split) for name, raw in params.sources.items()),
-        split("target/train", target, target.train, labelled=False),
-        split("target/validation", target, target.validation),
-        split("target/report", target, target.report),
-    ]
+TARGET_MARKER = "${target.root}/${target.marker}"
+"""Its place in dvc.yaml, where `python -m pipeline.dependencies` writes it if it is not null."""
+SEEN = Path(".ssda/fingerprints")
+"""What was seen of the raw files, of this clone alone; may be deleted."""
+SETTLED = 2_000_000_000
+"""Nanoseconds after which a further change of a file shows in its times."""
 
 
 def count_files(raw: RawSplit) -> dict[str, int | str]:
-    """Number of raw files, their bytes, and a digest of layout, classes, names and sizes.
+    """Number of raw files, their bytes, and a digest of layout, classes, names and contents.
 
-    Raises ValueError where the split has no images.
+    Equal sets have equal digests, wherever and whenever they were copied.
+
+    Raises ValueError where the split has no images, and what `find_labels` raises.
     """
     images = find_images(raw.layout, raw.root, raw.split)
     paths = [image.path for image in images]
     if raw.with_labels:
-        paths += find_labels(raw.layout, raw.root, raw.split, images)
-    # Text, not Path: with 25,000 images it halves the time.
-    sizes = {path: os.stat(f"{raw.root}/{path}").st_size for path in sorted(paths)}
-    facts = [
-        repr(raw.layout),
-        repr(raw.space),
-        *(f"{path}\0{size}" for path, size in sizes.items()),
-    ]
-    digest = hashlib.sha256(os.fsencode("\0".join(facts)))
-    return {"files": len(sizes), "bytes": sum(sizes.values()), "sha256": digest.hexdigest()}
+        labels = find_labels(raw.layout, raw.root, raw.split, images)
+        paths += [label for label, image in labels.items() if image is not None]
+    prints = fingerprints(raw, sorted(paths))
+    facts = [repr(raw.layout), repr(raw.space), *(f"{path}\0{prints[path][1]}" for path in prints)]
+    return {
+        "files": len(prints),
+        "bytes": sum(size for size, _ in prints.values()),
+        "sha256": hashlib.sha256("\0".join(facts).encode()).hexdigest(),
+    }
+
+
+def fingerprints(raw: RawSplit, paths: list[str]) -> dict[str, tuple[int, str]]:
+    """{path: (bytes, fingerprint)} of raw files, of which only new and touched ones are opened."""
+    kept = root() / SEEN / f"{raw.name.replace('/', '_')}.json"
+    with locked(kept.with_suffix(".lock")), ThreadPoolExecutor() as pool:
+        known: dict[str, list[Any]] = {}
+        with suppress(FileNotFoundError, ValueError):
+            known = json.loads(kept.read_text(encoding="utf-8"))
+        full = {path: f"{raw.root}/{path}" for path in paths}  # as Path it takes twice as long
+        state = {path: _state(full[path]) for path in paths}
+        new = [path for path in paths if known.get(path, [])[:-1] != state[path]]
+        prints: dict[str, str] = {path: entry[-1] for path, entry in known.items()}
+        prints.update(zip(new, pool.map(fingerprint, [full[path] for path in new]), strict=True))
+        if new or len(known) != len(paths):
+            before = time_ns() - SETTLED
+            settled = [path for path in paths if max(state[path][1:3]) < before]
+            write_text(kept, json.dumps({path: [*state[path], prints[path]] for path in settled}))
+    return {path: (state[path][0], prints[path]) for path in paths}
+
+
+def _state(path: str) -> list[int]:
+    """Bytes of a file, times of its last changes in nanoseconds, place on the disk."""
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def check_places(params: Params) -> None:
+    """Raise ValueError for what DVC would refuse later, or has not brought here."""
+    here = Path.cwd()
+    for folder in (INVENTORY, CONVERTED, PRETRAINED.parent, METRICS):
+        if not folder.resolve().is_relative_to(here.resolve()):
+            raise ValueError(
+                f"{folder}: a link to {folder.resolve()}, where DVC keeps no results: make it a "
+                "folder, and put DVC's cache on the other disk (dvc cache dir)"
+            )
+    for raw in (*params.sources.values(), params.target):
+        if root() != here.resolve() and not Path(raw.root).exists():
+            raise ValueError(
+                f"{raw.root}: not in the folder of this experiment, where only is what git has and "
+                "what DVC has and a marker names: give the full path, or dvc add it"
+            )
+    marker, stage = params.target.marker, stages(Path()).get("inventory")
+    if marker is not None and stage is not None and TARGET_MARKER not in dependencies(stage):
+        raise ValueError(
+            f"target.marker = {marker!r}: not in dvc.yaml yet; run python -m pipeline.dependencies"
+        )
 
 
 def inventory(params: Params, source: str) -> None:
@@ -81,10 +105,11 @@ def inventory(params: Params, source: str) -> None:
 
     Inventories of sources that are no longer in the parameters are removed.
 
-    Raises ValueError for a source that is not in the parameters.
+    Raises ValueError for a source that is not in the parameters, and what `check_places` raises.
     """
     if source not in params.sources:
         raise ValueError(f"source {source!r}: allowed are {', '.join(params.sources)}")
+    check_places(params)
     others = {f"sources/{name}" for name in params.sources} - {f"sources/{source}"}
     content = {raw.name: count_files(raw) for raw in raw_splits(params) if raw.name not in others}
     text = json.dumps(content, indent=2) + "\n"
@@ -101,9 +126,15 @@ def main() -> None:
     parser = command.parser(__doc__)
     parser.add_argument("source", help="a name in params.sources")
     arguments = parser.parse_args()
-    command.guard(
-        lambda: inventory(load_params(arguments.params), arguments.source), debug=arguments.debug
-    )
+
+    def work() -> None:
+        from pipeline.preflight import preflight
+
+        params = load_params(arguments.params)
+        preflight(params)
+        inventory(params, arguments.source)
+
+    command.guard(work, debug=arguments.debug)
 
 
 if __name__ == "__main__":

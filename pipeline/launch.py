@@ -11,7 +11,12 @@ import os
 import sys
 from collections.abc import Callable
 
+from pipeline import command
 from ssda.params import Params
+
+PATIENCE = 600
+"""Seconds that processes have to save their state once they are asked to stop: several gigabytes
+take minutes on a slow disk."""
 
 
 def launch(stage: str, params: Params, alone: Callable[[Params], object]) -> None:
@@ -25,17 +30,17 @@ def launch(stage: str, params: Params, alone: Callable[[Params], object]) -> Non
     if local * nodes == 1 or "RANK" in os.environ:
         try:
             alone(params)
-        except RuntimeError as error:  # torch is not imported yet: no class to name
+        except Exception as error:  # torch is not imported yet: no class to name
             reason = str(error).strip().split("\n")[0]
             if "gloo" in reason or type(error).__name__.startswith("Dist"):
-                print(f"error: another process is gone ({reason[:100]})", file=sys.stderr)
+                print(f"error: another process is gone ({reason})", file=sys.stderr)
                 os._exit(1)  # the usual way out would wait for it
-            if type(error).__name__ != "OutOfMemoryError" and "not enough memory" not in reason:
+            if (reason := command.lack_of_memory(error)) is None:
                 raise
             raise ValueError(
                 f"out of memory with {stage}.batch_size = {batch_size} and images.crop = "
                 f"{list(params.images.crop)}: lower one of them, runtime.evaluation_batch_size or "
-                f"model.channels, or share the batch out over more processes ({reason[:200]})"
+                f"model.channels, or share the batch out over more processes ({reason})"
             ) from error
         return
     if batch_size % (local * nodes):
@@ -59,6 +64,7 @@ def launch(stage: str, params: Params, alone: Callable[[Params], object]) -> Non
         rdzv_backend="c10d",
         rdzv_endpoint=os.environ.get("RENDEZVOUS", "127.0.0.1:0"),
         max_restarts=_number("RESTARTS", 0),
+        shutdown_timeout=PATIENCE,
     )
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:

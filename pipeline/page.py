@@ -18,12 +18,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ruamel.yaml import YAML
-
 from pipeline import command
 from pipeline.repository import git
 from pipeline.tracking import dotted
 from ssda.files import write_text
+from ssda.sections import parse_json, parse_yaml
 
 if TYPE_CHECKING:
     from dvc.api import DVCFileSystem  # pyright: ignore[reportPrivateUsage]
@@ -102,7 +101,7 @@ class Experiment:
         """A JSON file's content; ValueError where it is missing."""
         if (content := self.read(path)) is None:
             raise ValueError(f"{self.name}: no {path}; dvc repro makes it, dvc pull fetches it")
-        return json.loads(content)
+        return parse_json(content, f"{self.name}: {path}")
 
     def rows(self, path: str) -> list[dict[str, str]]:
         """The rows of a CSV file, none where it is missing."""
@@ -110,7 +109,7 @@ class Experiment:
 
     def params(self, path: str = "params.yaml") -> dict[str, str]:
         """{"adapt.trucrf.radius": "5", ...}, without `runtime`, which changes no result."""
-        values = YAML(typ="safe", pure=True).load(self.read(path) or b"{}")
+        values = parse_yaml(self.read(path) or b"{}", f"{self.name}: {path}")
         return {
             key: value if isinstance(value, str) else json.dumps(value)
             for key, value in dotted(values)
@@ -167,10 +166,11 @@ def comparison_of(experiments: Sequence[Experiment]) -> str:
     from pipeline.report import bars
 
     scores = {e.name: e.json("metrics/evaluate.json") for e in experiments}
+    keys = dict.fromkeys(key for s in scores.values() for key in s["adapted"] if key != "iou")
     rows = [
-        (f"{title}, {label}", *(_number((s[network] or {}).get(key)) for s in scores.values()))
-        for key, title in (("miou", "mIoU"), ("pixel_accuracy", "pixel accuracy"))
-        for network, label in NETWORKS.items()
+        (f"{_title(key)}, {label}", *(_number((s[name] or {}).get(key)) for s in scores.values()))
+        for key in keys
+        for name, label in NETWORKS.items()
     ]
     first = scores[experiments[0].name]["adapted"]["iou"]
     ious = {name: {c: s["adapted"]["iou"].get(c) for c in first} for name, s in scores.items()}
@@ -196,7 +196,7 @@ def comparison_of(experiments: Sequence[Experiment]) -> str:
 def results(scores: Mapping[str, Any]) -> str:
     """A table: a network a row, a score a column."""
     keys = [key for key in scores["adapted"] if key != "iou"]
-    titles = [key.replace("miou", "mIoU").replace("_", " ") for key in keys]
+    titles = [_title(key) for key in keys]
     rows = [
         (title, *(_number(scores[name][key]) for key in keys))
         for name, title in NETWORKS.items()
@@ -341,6 +341,10 @@ def _lines(title: str, unit: str, lines: Mapping[str, list[tuple[int, float]]]) 
     if len(lines) > 1:
         axis.legend(fontsize=8)
     return figure
+
+
+def _title(key: str) -> str:
+    return key.replace("miou", "mIoU").replace("_", " ")
 
 
 def _number(value: float | None) -> str:

@@ -99,7 +99,9 @@ def allowed(node: dict[str, Any]) -> str:
 
 def comment(parameter: Parameter) -> str:
     """What stands behind a key in YAML: choices or bounds that one must know, and the meaning."""
-    node = parameter.node.get("anyOf", [parameter.node])[0]
+    node = dict(parameter.node.get("anyOf", [parameter.node])[0])
+    if node.get("maximum", 0) > 1:  # a bound that nobody meets: it is on the page
+        node.pop("maximum")
     known = " | ".join(str(choice) for choice in node.get("enum", [])) or interval(node)
     text = parameter.text.rstrip(".")
     rest = text.split(" ")[0][1:]

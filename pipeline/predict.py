@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import command
+from ssda.files import walk
 from ssda.params import Windows
 from ssda.sections import validate
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+HIDDEN = ("thumbs.db", "desktop.ini")
+"""What systems leave in folders, beside names that begin with a dot, such as ._IMG_0.jpg."""
 
 
 @dataclass(frozen=True)
@@ -69,23 +72,33 @@ class Seen:
 def predict(model: Path, inputs: list[Path], out: Path, settings: Settings) -> None:
     """Write predictions of images and videos in files and folders; a batch is in memory at a time.
 
-    Raises ValueError for a missing or unreadable file, no image, or two images of one name.
+    Raises ValueError for a missing file, no image, or two images of one name, before any work; for
+    unreadable files, which it lists, when the others are done.
     """
     from tqdm import tqdm
 
     from pipeline.video import count_frames, read_frames, write_frames
+    from ssda.datasets.conversion import listed
     from ssda.datasets.loading import read_image
     from ssda.engine.checkpoints import load_network
     from ssda.engine.device import pick_device, pick_precision
 
-    found = find_inputs(inputs, out)
-    videos = {name: path for name, path in found.items() if path.suffix.lower() in VIDEOS}
-    images = {name: path for name, path in found.items() if name not in videos}
-    total = len(images) + sum(count_frames(path) for path in videos.values())
+    found, left_out = find_inputs(inputs, out)
+    images = {name: path for name, path in found.items() if path.suffix.lower() not in VIDEOS}
+    problems: list[str] = []
+    frames: dict[str, int] = {}
+    for name in found:
+        if name not in images:
+            try:
+                frames[name] = count_frames(found[name])
+            except ValueError as error:
+                problems.append(str(error))
     network, space = load_network(model)
     device = pick_device(settings.device)
     network.to(device).encoder.precision = pick_precision("auto", device)
+    done = {"images": 0, "videos": 0}
 
+    total = len(images) + sum(frames.values())
     with tqdm(total=total, desc="predict", unit="image", disable=None) as bar:
 
         def overlays(name: str, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -96,27 +109,48 @@ def predict(model: Path, inputs: list[Path], out: Path, settings: Settings) -> N
                 bar.update()
                 yield overlay(seen, space)
 
-        read = ((name, read_image(path)) for name, path in images.items())
-        for seen in look(network, read, settings):
+        def read() -> Iterator[tuple[str, np.ndarray]]:
+            for name, path in images.items():
+                try:
+                    image = read_image(path)
+                except ValueError as error:
+                    problems.append(str(error))
+                    continue
+                yield name, image
+
+        for seen in look(network, read(), settings):
             write_pictures(out, seen, space)
             bar.update()
-        for name, path in videos.items():
-            shown = overlays(name, read_frames(path))
-            write_frames(out / f"{name}_overlay.mp4", shown, like=path)
-    print(f"{len(images)} images and {len(videos)} videos are labelled in {out}")
+            done["images"] += 1
+        for name in frames:
+            shown = overlays(name, read_frames(found[name]))
+            try:
+                write_frames(out / f"{name}_overlay.mp4", shown, like=found[name])
+                done["videos"] += 1
+            except ValueError as error:
+                problems.append(str(error))
+    if any(done.values()):
+        told = " and ".join(f"{count} {kind}" for kind, count in done.items())
+        print(f"{told} are labelled in {out}{left_out}")
+    if problems:
+        raise ValueError(listed(problems))
 
 
-def find_inputs(inputs: list[Path], out: Path) -> dict[str, Path]:
+def find_inputs(inputs: list[Path], out: Path) -> tuple[dict[str, Path], str]:
     """Name of the output to file, of the files and of what lies in folders, at any depth.
 
-    Raises ValueError for what is missing or doubled. What is below `out` is no input.
+    Links are followed, hidden files skipped, what is below `out` is no input. The second value
+    tells how many files are left out, for what they are, such as "; 2 files left out (.heic)".
+
+    Raises ValueError for what is missing or doubled.
     """
     found: dict[str, Path] = {}
+    others: list[str] = []
     for given in inputs:
         if given.is_dir():
             if given.resolve() == out.resolve():
                 raise ValueError(f"--out {out}: must be another folder than the input")
-            files = sorted(p for p in given.rglob("*") if p.suffix.lower() in (*IMAGES, *VIDEOS))
+            files = [Path(path) for path in sorted(walk(str(given), _is_shown)) if _is_shown(path)]
             named = [(file.relative_to(given).with_suffix("").as_posix(), file) for file in files]
         elif given.is_file():
             named = [(given.stem, given)]
@@ -125,26 +159,39 @@ def find_inputs(inputs: list[Path], out: Path) -> dict[str, Path]:
         for name, file in named:
             if file.resolve().is_relative_to(out.resolve()):
                 continue
-            if name in found:
+            if file != given and file.suffix.lower() not in (*IMAGES, *VIDEOS):
+                others.append(file.suffix.lower())
+            elif name in found:
                 raise ValueError(f"{file}: has the name of {found[name]}; predict them apart")
-            found[name] = file
+            else:
+                found[name] = file
+    kinds = ", ".join(sorted({ending or "no ending" for ending in others}))
+    several = "s" if len(others) > 1 else ""
+    left_out = f"; {len(others)} file{several} left out ({kinds})" if others else ""
     if not found:
         endings = ", ".join((*IMAGES, *VIDEOS))
-        raise ValueError(f"{', '.join(map(str, inputs))}: no image or video ({endings})")
-    return found
+        places = ", ".join(map(str, inputs))
+        raise ValueError(f"{places}: no image or video ({endings}){left_out}")
+    return found, left_out
+
+
+def _is_shown(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    return not name.startswith(".") and name.lower() not in HIDDEN
 
 
 def look(
     network: Segmenter, images: Iterable[tuple[str, np.ndarray]], settings: Settings
 ) -> Iterator[Seen]:
     """What the network says of named images (H, W, 3), in order."""
+    import cv2
     import torch
 
     from ssda.engine.evaluation import predict_uncertainty
 
     for names, batch in _batches(images, settings.batch if settings.windows is None else 1):
-        inputs = [_scaled(image, settings.scale) for image in batch]
         try:
+            inputs = [_scaled(image, settings.scale) for image in batch]
             labels, uncertainty = predict_uncertainty(
                 network,
                 torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in inputs]),
@@ -155,13 +202,12 @@ def look(
                 per_pass=settings.batch,
                 flip=settings.flip,
             )
-        except RuntimeError as error:
-            reason = str(error).strip().split("\n")[0]
-            if "memory" not in reason:
+        except (RuntimeError, MemoryError, cv2.error) as error:
+            if (reason := command.lack_of_memory(error)) is None:
                 raise
             raise ValueError(
                 f"{names[0]}: out of memory with --batch {settings.batch}; try --batch 1, "
-                f"--windows 1024 768 or --scale 0.5 ({reason[:200]})"
+                f"--windows 1024 768 or --scale 0.5 ({reason})"
             ) from error
         for i, (name, image) in enumerate(zip(names, batch, strict=True)):
             yield Seen(name, image, labels[i].numpy(), uncertainty[i].numpy())

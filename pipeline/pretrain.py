@@ -19,8 +19,9 @@ def pretrain(params: Params) -> None:
     from ssda.datasets.index import check_raw_files, read_index, read_sources
     from ssda.engine.checkpoints import save_network
     from ssda.engine.device import pick_device, place, set_up
-    from ssda.engine.evaluation import validation_score
+    from ssda.engine.evaluation import validation_scores
     from ssda.engine.pretraining import imagenet_network, pretrain_steps
+    from ssda.engine.speed import Speed
     from ssda.engine.training import create_optimiser
     from ssda.files import write_json
     from ssda.networks.normalisation import synchronised
@@ -31,12 +32,13 @@ def pretrain(params: Params) -> None:
     set_up(device, params.compute)
     sources = read_sources(SOURCES)
     validation = read_index(TARGET_VALIDATION)
-    for source in sources:
-        check_raw_files(source)
+    for index in (*sources, validation):
+        check_raw_files(index)
     space = sources[0].space
 
     def validate() -> dict[str, float | None]:
-        return {"validation_miou": validation_score(network, validation, params, space)}
+        (score,) = validation_scores([network], validation, params)
+        return {"validation_miou": score}
 
     with (
         joined(device),
@@ -65,6 +67,7 @@ def pretrain(params: Params) -> None:
             settings.validate_every,
             METRICS / "pretrain",
             kept,
+            Speed(settings.batch_size, device),
         )
         if rank() > 0:
             return
@@ -75,4 +78,4 @@ def pretrain(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    command.run(pretrain, __doc__, trains="pretrain")
+    command.run("pretrain", pretrain, __doc__, trains=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from pipeline import command
 from pipeline.resume import Kept, Stop, stop_requests, warn
 from pipeline.tracking import StageRun, to_json
 from ssda.engine.device import describe as describe_device
+from ssda.engine.speed import Speed
+from ssda.engine.speed import told as told_speed
 from ssda.engine.training import StepRecord
 from ssda.files import write_atomically, write_text
 from ssda.labels import LabelSpace
@@ -29,6 +30,8 @@ from ssda.processes import any_of, rank
 
 MEASURED = 10
 """Steps that the expected time is measured on, after the first."""
+LARGEST_MATRIX = 40
+"""Classes of a confusion matrix that can still be read."""
 Row = Mapping[str, float | int | str]
 
 
@@ -42,6 +45,7 @@ def follow(
     validate_every: int,
     folder: Path,
     kept: Kept,
+    speed: Speed,
 ) -> dict[str, float]:
     """Run a training loop to its end: draw its progress, log and save it, write its curves.
 
@@ -51,14 +55,15 @@ def follow(
         params: everything.
         run: where curves are logged.
         space: classes; each has an entry in a vector of a step's report.
-        validate: scores in per cent, for the curve alone.
+        validate: scores for the curve alone; all processes call it together.
         validate_every: steps between its calls; 0 for none.
         folder: gets losses.csv, classes.csv (where a report has vectors), validation.csv and
             pictures/STEP.png (where a report has images).
         kept: where the state is saved; what is logged so far goes with it.
+        speed: gets what the steps cost; it is logged beside the curve, and told at the end.
 
     Returns:
-        The scores at the end, rounded; of several processes only the first has them.
+        The scores at the end, rounded.
 
     Raises:
         Stop: training was asked to stop, and is saved.
@@ -93,9 +98,10 @@ def follow(
         dynamic_ncols=True,
     )
 
-    def tell(record: StepRecord) -> None:
+    def tell(record: StepRecord, scores: dict[str, float | None] | None) -> None:
         nonlocal left_out
         step = record.step + 1
+        speed.costs.append(record.cost)
         if record.problem is not None:
             left_out += 1
             warn(f"step {record.step}: {record.problem}; the step is left out")
@@ -105,6 +111,7 @@ def follow(
                 scalars["left_out"] = left_out
             bar.set_postfix({k[5:]: f"{v:.3g}" for k, v in scalars.items() if k[:5] == "loss_"})
             run.metrics(scalars, step)
+            measured(speed.news(), step)
             losses.append({"step": step} | _rounded(scalars, 6))
             vectors = {k: v.tolist() for k, v in record.report.items() if v.dim() == 1}
             for key, vector in vectors.items():
@@ -119,10 +126,8 @@ def follow(
                 show(pictures / f"{step:06d}.png")
             except OSError as error:
                 warn(f"no picture of step {step}: {error}; training goes on")
-        if validate_every and (step % validate_every == 0 or step == iterations):
-            scores = validate()
+        if scores is not None:
             run.metrics(scores, step)
-            validation.append({"step": step} | _rounded(scores, 3))
         if record.problem is None:
             kept.save_if_due(step, notes)
         run.release(kept.saved)
@@ -131,16 +136,15 @@ def follow(
         shutil.copy(picture, folder / "pictures")
         run.artifact(folder / "pictures" / picture.name, f"{folder.name}/pictures")
 
+    def measured(figures: dict[str, float | None], step: int) -> None:
+        run.timings({f"speed.{name}": value for name, value in figures.items()}, step)
+
     def tell_time(step: int) -> None:
-        nonlocal begun
-        if step == kept.first + 1:
-            begun = time.monotonic()
-        elif step == kept.first + 1 + MEASURED and step < iterations:
-            seconds = (time.monotonic() - begun) / MEASURED
+        if step == kept.first + 1 + MEASURED and step < iterations:
+            seconds = speed.seconds_a_step(MEASURED)
             left = tqdm.format_interval(seconds * (iterations - step))
             command.say(f"{folder.name}: {seconds:.2g} s a step, about {left} left")
 
-    begun = 0.0
     first = rank() == 0
     if first:
         shutil.rmtree(folder / "pictures", ignore_errors=True)
@@ -149,8 +153,13 @@ def follow(
             show(picture)
     with stop_requests() as asked:
         for record in bar:
+            step = record.step + 1
+            scores = None
+            if validate_every and (step % validate_every == 0 or step == iterations):
+                scores = speed.validated(validate)
+                validation.append({"step": step} | _rounded(scores, 3))
             if first:
-                tell(record)
+                tell(record, scores)
                 if bar.disable:
                     tell_time(record.step + 1)
             stop = asked()
@@ -161,12 +170,16 @@ def follow(
                 if not first:
                     sys.exit(1)
                 raise (stop or Stop("stopped", 1)).after(record.step + 1, kept.saved)
-    if not first:
-        return {}
-    kept.save(iterations, notes())
-    for name, rows in (("losses", losses), ("classes", class_shares), ("validation", validation)):
-        if rows:
-            write_table(folder / f"{name}.csv", rows)
+    if first:
+        kept.save(iterations, notes())
+        if speed.costs:  # none where all steps were done before
+            summary = speed.summary()
+            measured({"validation_percent": summary["validation_percent"]}, iterations)
+            command.say(f"{folder.name}: {told_speed(summary)}")
+        tables = {"losses": losses, "classes": class_shares, "validation": validation}
+        for name, rows in tables.items():
+            if rows:
+                write_table(folder / f"{name}.csv", rows)
     if validation and validation[-1]["step"] == iterations:
         return {name: float(v) for name, v in validation[-1].items() if name != "step"}
     return _rounded(validate(), 3)
@@ -233,28 +246,35 @@ def bars(values: Mapping[str, Mapping[str, float | None]]) -> Figure:
 def matrices(shares: Mapping[str, torch.Tensor], space: LabelSpace) -> Figure:
     """Confusion matrices: what the pixels of each class are taken for.
 
+    Of more classes than can be read, those that the networks find worst on average are shown.
+
     Args:
         shares: {network: (C, C) per cent, rows are the truth; NaN: the truth never shows it}.
         space: classes.
     """
-    count = space.num_classes
+    found = torch.stack([matrix.diagonal() for matrix in shares.values()]).mean(0)
+    worst = found.nan_to_num(torch.inf).argsort(stable=True)[:LARGEST_MATRIX].sort().values
+    names = [space.names[i] for i in worst.tolist()]
+    count = len(names)
     side = 0.3 * count + 1.5
     figure = Figure(figsize=(side * len(shares), side), dpi=110, layout="constrained")
     for axis, (name, matrix) in zip(
         figure.subplots(1, len(shares), squeeze=False)[0], shares.items(), strict=True
     ):
+        matrix = matrix[worst][:, worst]
         axis.imshow(matrix.numpy(), cmap="Blues", vmin=0, vmax=100)
         axis.set_facecolor("lightgrey")
         axis.set_title(name)
-        axis.set_xticks(range(count), space.names, rotation=90)
-        axis.set_yticks(range(count), space.names)
+        axis.set_xticks(range(count), names, rotation=90)
+        axis.set_yticks(range(count), names)
         axis.set_xlabel("prediction")
         axis.set_ylabel("truth")
         for y, x in (matrix >= 5).nonzero().tolist():
             share = float(matrix[y, x])
             colour = "white" if share > 60 else "black"
             axis.text(x, y, f"{share:.0f}", color=colour, ha="center", va="center", fontsize=7)
-    figure.suptitle("per cent of the truth's pixels; grey: the truth never shows the class")
+    left_out = f"; the {count} classes found worst" if count < space.num_classes else ""
+    figure.suptitle(f"per cent of the truth's pixels; grey: never shown{left_out}")
     return figure
 
 
@@ -294,38 +314,61 @@ def sheet(
     *,
     title: str | None = None,
 ) -> None:
-    """A picture of rows of images with a title a column and a legend of the classes.
+    """Write a picture of rows of images as PNG; see `grid`."""
+    save(grid(columns, rows, space, title=title), path)
+
+
+def grid(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[np.ndarray]],
+    space: LabelSpace,
+    *,
+    title: str | None = None,
+) -> Figure:
+    """Rows of images with a title a column and a legend of the classes that they show.
 
     Args:
-        path: PNG to write.
         columns: titles.
         rows: images (H, W, 3) uint8 RGB, train ids (H, W) uint8, or a map (H, W) float in [0, 1].
         space: names and colours; ids that are no class are black.
         title: of the whole.
     """
+    labels = [image for images in rows for image in images if image.dtype == np.uint8]
+    shown = {int(i) for image in labels if image.ndim == 2 for i in np.unique(image)}
+    patches = [Patch(color="black", label="(no label)")]
+    patches += [
+        Patch(color=(colour[0] / 255, colour[1] / 255, colour[2] / 255), label=name)
+        for i, (name, colour) in enumerate(zip(space.names, space.colours, strict=True))
+        if i in shown
+    ]
     height, width = rows[0][0].shape[:2]
     cell = 3.0
+    across = cell * len(columns)
+    longest = max(len(str(patch.get_label())) for patch in patches)
+    entries = max(1, int(across / (0.08 * longest + 0.5)))
+    legend = 0.2 * math.ceil(len(patches) / entries) + 0.3
     figure = Figure(
-        figsize=(cell * len(columns), (cell * height / width + 0.08) * len(rows) + 1.1),
+        figsize=(across, (cell * height / width + 0.08) * len(rows) + 0.5 + legend),
         dpi=110,
         layout="constrained",
     )
     if title:
         figure.suptitle(title, fontsize=12)
-    grid = figure.subplots(len(rows), len(columns), squeeze=False)
-    for axes, images in zip(grid, rows, strict=True):
+    cells = figure.subplots(len(rows), len(columns), squeeze=False)
+    for axes, images in zip(cells, rows, strict=True):
         for axis, image in zip(axes, images, strict=True):
             axis.set_axis_off()
             if image.dtype == np.uint8:
                 axis.imshow(image if image.ndim == 3 else space.palette()[image])
             else:
                 axis.imshow(image, cmap="magma", vmin=0.0, vmax=1.0)
-    for axis, title in zip(grid[0], columns, strict=True):
+    for axis, title in zip(cells[0], columns, strict=True):
         axis.set_title(title, fontsize=11)
-    patches = [Patch(color="black", label="(no label)")]
-    patches += [
-        Patch(color=(colour[0] / 255, colour[1] / 255, colour[2] / 255), label=name)
-        for name, colour in zip(space.names, space.colours, strict=True)
-    ]
-    figure.legend(handles=patches, loc="outside lower center", ncols=10, fontsize=9, frameon=False)
-    save(figure, path)
+    figure.legend(
+        handles=patches,
+        loc="outside lower center",
+        ncols=min(entries, len(patches)),
+        fontsize=9,
+        frameon=False,
+    )
+    return figure

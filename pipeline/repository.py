@@ -48,8 +48,17 @@ class Origin:
 
 
 def root() -> Path:
-    """The main repository: where DVC works in a temporary folder, DVC_ROOT leads back to it."""
-    return Path(os.environ.get("DVC_ROOT") or git("rev-parse", "--show-toplevel")).resolve()
+    """The main repository: the nearest folder that is DVC's; without one git's, or this one.
+
+    Where DVC works in a temporary folder, DVC_ROOT leads back to it.
+    """
+    if given := os.environ.get("DVC_ROOT"):
+        return Path(given).resolve()
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / ".dvc").is_dir():
+            return folder
+    return Path(git("rev-parse", "--show-toplevel")).resolve()
 
 
 def git(*arguments: str) -> str:
@@ -74,8 +83,8 @@ def dependencies(stage: dict[str, Any]) -> list[str]:
 
 
 def outputs(stage: dict[str, Any]) -> list[str]:
-    """Paths that a stage of dvc.yaml leaves, without its metrics."""
-    return _paths(stage, "outs")
+    """Paths that a stage of dvc.yaml leaves."""
+    return [*_paths(stage, "outs"), *_paths(stage, "metrics")]
 
 
 def _paths(stage: dict[str, Any], kind: str) -> list[str]:
@@ -119,6 +128,15 @@ def outdated(base: str, revision: str = "workspace") -> dict[str, list[str]]:
                         lines.append(f"{path} written anew")
             found.setdefault(getattr(stage, "name", None) or stage.addressing, []).extend(lines)
     return found
+
+
+def unchanged(stage: str) -> bool:
+    """Whether dvc.lock has a stage's command, params, inputs and outputs as they are here."""
+    try:
+        with _dvc() as repo:
+            return not repo.status(targets=[stage])
+    except ValueError:  # no repository of DVC, or none that it can read
+        return False
 
 
 def experiments() -> list[Origin]:
@@ -178,16 +196,30 @@ def cached(files: Mapping[str, str]) -> dict[str, Path]:
         return {name: Path(cache.oid_to_path(md5)) for name, md5 in files.items()}
 
 
+def is_tracked(path: Path) -> bool:
+    """Whether a path leads to the same data from everywhere, or git or DVC has what lies there.
+
+    True as well outside of a repository of DVC.
+    """
+    if path.is_absolute() or not (root() / ".dvc").is_dir() or git("ls-files", "--", str(path)):
+        return True
+    with _dvc() as repo:
+        outs = [Path(out.fs_path) for out in repo.index.outs]
+    full = path.resolve()
+    return any(full.is_relative_to(out) or out.is_relative_to(full) for out in outs)
+
+
 @contextmanager
 def _dvc() -> Generator[Repo]:
-    """DVC's view of this repository; what DVC raises becomes a ValueError."""
+    """DVC's view of this repository; what DVC and git raise becomes a ValueError."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
+    from scmrepo.exceptions import SCMError
 
     try:
         with Repo() as repo:
             yield repo
-    except DvcException as error:
+    except (DvcException, SCMError) as error:
         raise ValueError(f"DVC: {error}") from error
 
 

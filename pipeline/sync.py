@@ -65,6 +65,8 @@ def sync(params: Params, *, all_commits: bool = False) -> list[str]:
         ValueError: MLflow or DVC does not answer.
     """
     head = git("rev-parse", "HEAD")
+    if not head:
+        raise ValueError("git has no commit here: `git commit` first, DVC's experiments need one")
     known = [found for found in experiments() if all_commits or found.commit == head]
     lines: list[str] = []
     with _mlflow_errors():

@@ -28,7 +28,9 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
+import shutil
 import socket
 import sys
 import time
@@ -36,10 +38,10 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from ruamel.yaml import YAML
+from urllib.parse import quote, unquote
 
 from pipeline.command import guard
 from pipeline.repository import (
@@ -54,11 +56,13 @@ from pipeline.repository import (
     stages,
 )
 from ssda.files import write_text
-from ssda.params import Params, load_params, validate
+from ssda.params import Params, load_params
+from ssda.sections import parse_yaml, validate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 PREFIXES = {"convert": "convert/", "pretrain": "pretrain/", "adapt": "adapt/", "evaluate": "eval/"}
 """The stages in their order, with the prefix of their metrics."""
@@ -67,6 +71,10 @@ NETWORK_TAG = "dvc.md5."
 """Of a run, followed by a network's path: its MD5, which is its name in dvc.lock and the cache."""
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # MLflow's limits
 RETRY_AFTER = 60.0  # seconds
+DATABASES = "sqlite|postgresql|mysql|mssql"
+"""Addresses that begin so are of a database that runs write into themselves."""
+SERVICES = ("databricks", "databricks-uc", "uc")
+"""Addresses that are no folder, though they look like one."""
 
 Points = dict[str, dict[int, float]]
 """{metric: {step: value}}."""
@@ -117,6 +125,7 @@ class StageRun:
         journal: what the stage has logged; an interrupted one goes on with its own.
         there: points that the run had when it was opened.
         unsent: points that wait for `release` or for the stage's end.
+        monitor: logs the machine's use beside the stage, where that is asked for.
     """
 
     journal: Journal
@@ -124,6 +133,7 @@ class StageRun:
     run_id: str = ""
     there: Points = field(default_factory=dict)
     unsent: Points = field(default_factory=dict)
+    monitor: SystemMetricsMonitor | None = None
     sender: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "mlflow"))
     sending: Future[None] | None = None
     released: int = 0
@@ -141,6 +151,16 @@ class StageRun:
                 self.journal.points[name][step] = float(value)
                 if step not in self.there.get(name, {}):
                     self.unsent.setdefault(name, {})[step] = float(value)
+
+    def timings(self, values: Mapping[str, float | None], step: int) -> None:
+        """Log values that differ from run to run: as `metrics`, but the journal does not keep them.
+
+        They are of the time that the stage took in this run: a run that DVC fills in has none.
+        """
+        for name, value in values.items():
+            name = PREFIXES[self.journal.stage] + name
+            if value is not None and step not in self.there.get(name, {}):
+                self.unsent.setdefault(name, {})[step] = value
 
     def release(self, step: int) -> None:
         """Send the points up to a step whose state is on disk, unless others are on their way."""
@@ -165,13 +185,17 @@ class StageRun:
         return self.sender.submit(self._attempt, lambda: work(client)) if client else None
 
     def open(self, params: Params) -> None:
-        """Find or create the run."""
+        """Find or create the run; watch the machine where params say so."""
         self._attempt(lambda: _open(self, params))
+        if self.client and params.runtime.system_metrics:
+            self._attempt(lambda: _watch_machine(self))
 
     def close(self, status: str) -> None:
         """End the run; if it is finished, send what is left and all that did not arrive."""
         self.sender.shutdown()
         self.retry_at = 0.0
+        if self.monitor:
+            self.monitor.finish()
         if client := self.client:
             self._attempt(lambda: self._end(client, status))
 
@@ -280,6 +304,21 @@ def _open(stage_run: StageRun, params: Params) -> None:
     stage_run.client, stage_run.run_id = client, run.info.run_id
 
 
+def _watch_machine(stage_run: StageRun) -> None:
+    """Log the use of processor, memory, disk and GPU to the run (`system/...`) until it closes."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    if shutil.which("nvidia-smi") and find_spec("pynvml") is None:
+        print(
+            "warning: runtime.system_metrics: the GPU is left out; pip install nvidia-ml-py",
+            file=sys.stderr,
+        )
+    uri = tracking_uri()
+    monitor = SystemMetricsMonitor(stage_run.run_id, resume_logging=True, tracking_uri=uri)
+    monitor.start()
+    stage_run.monitor = monitor
+
+
 def connect(params: Params) -> tuple[MlflowClient, str]:
     """A client and the experiment's id; database and experiment are made where they are missing."""
     for name, value in {
@@ -294,12 +333,19 @@ def connect(params: Params) -> tuple[MlflowClient, str]:
 
     for name in ("mlflow", "alembic", "urllib3"):  # errors reach `_attempt`, which tells one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    uri, name = _tracking_uri(), params.runtime.experiment
+    uri, name = tracking_uri(), params.runtime.experiment
     with locked(root() / ".ssda/mlflow.lock"):  # two processes must not both create the tables
         client = MlflowClient(uri)
         if found := client.get_experiment_by_name(name):
+            if found.lifecycle_stage == "deleted":
+                raise ValueError(
+                    f"experiment {name!r} was deleted; `mlflow experiments restore "
+                    f"--experiment-id {found.experiment_id}` brings it back, or give "
+                    "runtime.experiment another name"
+                )
             return client, found.experiment_id
-        local = uri.startswith("sqlite:")
+        # Without a server MLflow would put artifacts below the working directory.
+        local = re.match(DATABASES, uri)
         location = (root() / "mlruns" / name).as_uri() if local else None
         return client, client.create_experiment(name, location)
 
@@ -360,9 +406,9 @@ def _description(params: Params, origin: Origin, run_id: str) -> str:
 
 def _changed_params(params: Params, commit: str) -> list[str]:
     """Options of `dvc exp run` for the parameters that differ from those of a commit."""
-    text = git("show", f"{commit}:params.yaml")
+    text = git("show", f"{commit}:./params.yaml")
     try:
-        before = flat(validate(Params, YAML(typ="safe", pure=True).load(text), "params.yaml"))
+        before = flat(validate(Params, parse_yaml(text.encode(), "params.yaml"), "params.yaml"))
     except ValueError:  # parameters of other code
         return []
     return [
@@ -498,8 +544,17 @@ def _from_text(text: str) -> Any:
         return text
 
 
-def _tracking_uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
+def tracking_uri() -> str:
+    """MLflow's address; paths in it are relative to the main repository, wherever a stage runs."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if not given:
+        return f"sqlite:///{quote(str(root() / 'mlflow.db'))}"
+    if database := re.fullmatch(r"(sqlite[^:]*):///([^/?][^?]*)(.*)", given):
+        scheme, path, options = database.groups()
+        return f"{scheme}:///{quote(str(root() / unquote(path)))}{options}"
+    if folder := re.fullmatch(r"(?:file:)?((?![a-z][a-z0-9+.-]+:)[^/].*)", given):
+        return given if given in SERVICES else (root() / folder[1]).as_uri()
+    return given
 
 
 def _user() -> str:
@@ -512,9 +567,9 @@ def _user() -> str:
 
 def unreachable(error: Exception) -> str:
     """What went wrong with MLflow, in one line without the user name and password of an address."""
-    address = _tracking_uri().rpartition("@")[2]
-    reason = (str(error).splitlines() or [""])[0].rpartition("@")[2]
-    return f"MLflow ({address}): {type(error).__name__}: {reason[:120]}"
+    reason = (str(error).splitlines() or [""])[0]
+    line = f"MLflow ({tracking_uri()}): {type(error).__name__}: {reason}"
+    return re.sub(r"//[^/\s]*@", "//", line)
 
 
 def main() -> None:

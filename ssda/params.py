@@ -14,47 +14,62 @@ from pydantic import Field, field_validator, model_validator
 from ssda.labels import load_space
 from ssda.sections import Section, read_yaml, validate
 
-Count = Annotated[int, Field(ge=0)]
-PositiveCount = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+# Upper bounds are generous: beyond them a stage would overflow, never end or fill any memory.
+Steps = Annotated[int, Field(ge=0, le=10_000_000)]
+PositiveSteps = Annotated[int, Field(ge=1, le=10_000_000)]
+BatchSize = Annotated[int, Field(ge=1, le=1024)]
+Passes = Annotated[int, Field(ge=2, le=256)]
+Pixels = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Rim = Annotated[int, Field(ge=0, le=16384)]
+Side = Annotated[int, Field(ge=1, le=16384)]
+Size = tuple[Side, Side]
+Width = Annotated[int, Field(ge=1, le=2048)]
+Radius = Annotated[int, Field(ge=1, le=64)]
+Workers = Annotated[int, Field(ge=0, le=256)]
+Pictures = Annotated[int, Field(ge=1, le=64)]  # matplotlib draws no more than 2^16 rows of pixels
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
-Size = tuple[PositiveCount, PositiveCount]
-Passes = Annotated[int, Field(ge=2)]
-SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]  # names a folder and a DVC stage
+LearningRate = Annotated[float, Field(ge=1e-12, le=10)]
+Factor = Annotated[float, Field(ge=1e-4, le=10_000)]
+Weight = Annotated[float, Field(ge=0, le=10_000)]
+Exponent = Annotated[float, Field(ge=0, le=10)]
+Bandwidth = Annotated[float, Field(ge=1e-3, le=10_000)]
+BlurSigma = Annotated[float, Field(ge=0.01, le=100)]
+Text = Annotated[str, Field(max_length=1000, pattern=r"^[^[:cntrl:]]+$")]
+ModelName = Annotated[str, Field(max_length=250, pattern=r"^[^[:cntrl:]/:]+$")]
+SourceName = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9_-]+$")]  # of a folder, too
 
 
 class Source(Section):
     """A labelled raw set."""
 
-    layout: str
+    layout: Text
     """How the raw set is laid out: gta, synthia, cityscapes or the path of a layout YAML."""
-    root: str
+    root: Text
     """Folder of the raw set."""
-    split: str
+    split: Text
     """Split of the raw set; gta and synthia have one, train."""
     resize: Size | None
     """Resize images to this [width, height] first; null: as they are."""
-    marker: str
+    marker: Text
     """Any file below root; DVC joins the stage that makes it, if there is one."""
 
 
 class Target(Section):
     """Images to adapt to (the city)."""
 
-    layout: str
+    layout: Text
     """How the raw set is laid out: gta, synthia, cityscapes or the path of a layout YAML."""
-    root: str
+    root: Text
     """Folder of the raw set."""
-    train: str
+    train: Text
     """Split that is adapted to; its labels are never opened."""
-    validation: str
+    validation: Text
     """Labelled split for the validation curve."""
-    report: str
+    report: Text
     """Labelled split for the reported figures."""
-    marker: str | None
+    marker: Text | None
     """A file below root that another DVC stage makes, as sources have one; null: none."""
 
 
@@ -72,24 +87,25 @@ class Sampling(Section):
 
     max_class_share: PositiveShare
     """A crop is drawn again, 10 times at most, while one class fills more than this share."""
-    rare_class_temperature: Positive | None
+    rare_class_temperature: Factor | None
     """Temperature of rare class sampling, small for rarer classes; null: images drawn evenly."""
-    min_pixels: Count
+    min_pixels: Pixels
     """An image counts as showing a class from this many of its pixels."""
-    min_crop_ratio: NonNegative
+    min_crop_ratio: Weight
     """A crop must hold min_pixels times this of the class drawn."""
 
 
 class Model(Section):
     """The network."""
 
-    encoder: str
-    """Name of a timm encoder, or mit_b0 to mit_b5."""
-    weights: str | None
+    encoder: Text
+    """Name of a timm encoder, or mit_b0 to mit_b5; hf-hub:OWNER/NAME and local-dir:FOLDER have timm
+    look there for its architecture and weights."""
+    weights: Text | None
     """File with the encoder's weights; null: its pretrained weights."""
     head: Literal["daformer", "deeplabv2"]
     """Decode head; deeplabv2 dilates the encoder to stride 8."""
-    channels: PositiveCount
+    channels: Width
     """Width of DAFormer's head; DeepLabV2 has none."""
     dropout: ShareBelowOne
     """Share of the head's channels dropped before the classifier."""
@@ -104,15 +120,15 @@ class Model(Section):
 class Optimiser(Section):
     """AdamW with linear warm-up and linear decay."""
 
-    learning_rate: Positive
+    learning_rate: LearningRate
     """Learning rate of the encoder."""
-    head_factor: Positive
+    head_factor: Factor
     """The head's learning rate is this many times the encoder's."""
-    weight_decay: NonNegative
+    weight_decay: Exponent
     """Decoupled weight decay."""
     layer_decay: PositiveShare
     """Learning rate of a transformer's block over that of the next."""
-    warmup: Count
+    warmup: Steps
     """Steps of linear warm-up; then linear decay to 0."""
 
 
@@ -131,11 +147,11 @@ class Compute(Section):
 class Pretrain(Section):
     """Training on the source alone."""
 
-    iterations: Count
+    iterations: Steps
     """Optimiser steps; 0: adaptation starts from the ImageNet encoder."""
-    batch_size: PositiveCount
+    batch_size: BatchSize
     """Source images a step, over all processes."""
-    validate_every: Count
+    validate_every: Steps
     """Steps between points of the validation curve; 0: none."""
     optimiser: Optimiser
 
@@ -143,13 +159,13 @@ class Pretrain(Section):
 class Margins(Section):
     """Rims of a (resized) target image whose pseudo labels never count, in pixels."""
 
-    top: Count
+    top: Rim
     """Rows at the top."""
-    bottom: Count
+    bottom: Rim
     """Rows at the bottom (the own car's bonnet)."""
-    left: Count
+    left: Rim
     """Columns at the left."""
-    right: Count
+    right: Rim
     """Columns at the right."""
 
 
@@ -162,9 +178,9 @@ class Uncertainty(Section):
     """Monte-Carlo head passes of the teacher."""
     student_passes: Passes
     """Head passes of the uncertainty loss."""
-    beta: Positive
+    beta: Factor
     """Factor of the keep ratios r_c = min(1, beta (1 - ln w_c))."""
-    correction: NonNegative
+    correction: Exponent
     """Exponent g of r_c (w_c / p_c)^g, the ratios corrected by the running share p_c of each class
     among the pseudo labels; 0: not corrected, as in the paper."""
     confidence_threshold: Share
@@ -174,39 +190,39 @@ class Uncertainty(Section):
     (pixel); or as share, but in mixed images all on the seeds, the mean still q (seeds)."""
     members: Literal["dropout", "resolutions", "both"]
     """What the ensemble is made of: dropout passes; fused, context and detail logits; or both."""
-    max_uncertainty: NonNegative | None
+    max_uncertainty: Weight | None
     """Seeds must not be more uncertain; null: no ceiling."""
-    min_pixels: Count
+    min_pixels: Pixels
     """Classes with no more pixels than this in a batch get no seeds."""
 
 
 class Losses(Section):
     """Weights of the losses; that of the truncated CRF is below trucrf."""
 
-    mix: NonNegative
+    mix: Weight
     """Cross entropy on the mixed images."""
-    masked: NonNegative
+    masked: Weight
     """Cross entropy on masked target images (MIC); 0: off, MIC takes 1.0."""
-    target: NonNegative
+    target: Weight
     """Factor w_t of the losses of seeds, uncertainty and truncated CRF."""
-    seed: NonNegative
+    seed: Weight
     """Cross entropy on the seeds."""
-    uncertainty: NonNegative
+    uncertainty: Weight
     """Mutual information of the student's own head passes."""
-    feature_distance: NonNegative
+    feature_distance: Weight
     """Distance to the frozen ImageNet features."""
 
 
 class TruCRF(Section):
     """Structural adaptation (StrIA): the truncated conditional random field."""
 
-    weight: NonNegative
+    weight: Weight
     """Weight w_crf of the loss."""
-    radius: PositiveCount
+    radius: Radius
     """Half width of the window, in pixels of the logits' grid; it is 2 radius + 1 wide."""
-    sigma_xy: Positive
+    sigma_xy: Bandwidth
     """Spatial bandwidth, in pixels of the logits' grid."""
-    sigma_rgb: Positive
+    sigma_rgb: Bandwidth
     """Colour bandwidth, on colours in [0, 1]."""
 
 
@@ -222,7 +238,7 @@ class FeatureDistance(Section):
 class Masking(Section):
     """Masked image consistency (MIC)."""
 
-    block: PositiveCount
+    block: Side
     """Side of a masked square, in pixels."""
     ratio: Share
     """Share of squares that are masked."""
@@ -237,7 +253,7 @@ class Augmentation(Section):
     """Share of images that are jittered."""
     blur_probability: Share
     """Share of images that are blurred."""
-    blur_sigma: tuple[Positive, Positive]
+    blur_sigma: tuple[BlurSigma, BlurSigma]
     """Smallest and largest sigma, in pixels."""
     jitter_target: bool
     """Jitter the student's target images as well."""
@@ -253,11 +269,11 @@ class Augmentation(Section):
 class Adapt(Section):
     """Joint adaptation."""
 
-    iterations: PositiveCount
+    iterations: PositiveSteps
     """Optimiser steps."""
-    batch_size: PositiveCount
+    batch_size: BatchSize
     """Images a step and domain, over all processes."""
-    validate_every: Count
+    validate_every: Steps
     """Steps between points of the validation curve; 0: none."""
     optimiser: Optimiser
     teacher_momentum: ShareBelowOne
@@ -294,7 +310,7 @@ class Evaluate(Section):
     """Average with the logits of the mirrored image."""
     passes: Passes
     """Monte-Carlo passes of the uncertainty in the pictures."""
-    pictures: PositiveCount
+    pictures: Pictures
     """Images in the picture."""
     subsets: tuple[Annotated[str, Field(coerce_numbers_to_str=True)], ...]
     """Further mIoUs, over subsets that labels names; cityscapes: 16, 13 (what SYNTHIA shows)."""
@@ -305,32 +321,32 @@ class Runtime(Section):
 
     device: Literal["auto", "cuda", "cpu"]
     """Where to compute; auto: on a GPU where there is one."""
-    workers: Count
+    workers: Workers
     """Processes that load images; 0: none but the main one."""
-    evaluation_batch_size: PositiveCount
+    evaluation_batch_size: BatchSize
     """Images a forward pass while evaluating."""
-    log_every: PositiveCount
+    log_every: PositiveSteps
     """Steps between points of a training curve."""
-    save_every: Count
+    save_every: Steps
     """Steps between states from which a killed run goes on; 0: only when it is asked to stop."""
-    picture_every: Count
+    picture_every: Steps
     """Steps between pictures of adaptation, beside that of the first step; 0: none."""
     progress: bool
     """Show progress bars, where there is a terminal."""
     system_metrics: bool
     """Log the machine's use (GPU, memory, processor) to MLflow while a stage runs."""
-    experiment: Annotated[str, Field(min_length=1)]
+    experiment: Text
     """Name of the MLflow experiment."""
-    register_as: Annotated[str | None, Field(alias="register")]
+    register_as: Annotated[ModelName | None, Field(alias="register")]
     """Name under which MLflow registers the adapted network; null: not."""
 
 
 class Params(Section):
     """All of params.yaml."""
 
-    random_state: Count
+    random_state: Annotated[int, Field(ge=0)]
     """Seeds every random draw."""
-    labels: str
+    labels: Text
     """Classes: cityscapes for its 19, or the path of a label-space YAML with your own."""
     sources: Annotated[dict[SourceName, Source], Field(min_length=1)]
     """Labelled images (the game); several sets, by names of your own, are pooled."""
@@ -384,6 +400,28 @@ class Params(Section):
             raise ValueError(
                 f"adapt.losses.feature_distance = {self.adapt.losses.feature_distance}: must be 0 "
                 f"where labels {self.labels} name no things"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _crops_fit(self) -> Params:
+        crop = self.images.crop
+        sizes = {f"sources.{name}.resize": source.resize for name, source in self.sources.items()}
+        for key, size in (sizes | {"images.target_size": self.images.target_size}).items():
+            if size is not None and (size[0] < crop[0] or size[1] < crop[1]):
+                raise ValueError(f"images.crop = {list(crop)}: larger than {key} = {list(size)}")
+        pixels, sampling = crop[0] * crop[1], self.sampling
+        wanted = sampling.min_pixels * sampling.min_crop_ratio
+        if sampling.rare_class_temperature is not None and wanted >= pixels:
+            raise ValueError(
+                f"sampling.min_pixels = {sampling.min_pixels}: times min_crop_ratio it must be "
+                f"less than the {pixels} pixels of images.crop"
+            )
+        seeds, pixels = self.adapt.uncertainty.min_pixels, pixels * self.adapt.batch_size
+        if seeds >= pixels:
+            raise ValueError(
+                f"adapt.uncertainty.min_pixels = {seeds}: must be less than the {pixels} pixels "
+                "of a batch"
             )
         return self
 

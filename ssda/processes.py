@@ -14,6 +14,8 @@ from datetime import timedelta
 import torch
 from torch import Tensor, distributed
 
+from ssda.tensors import copy_all
+
 PATIENCE = timedelta(hours=1)
 """How long processes wait for one another, such as for the first one to validate."""
 
@@ -51,6 +53,11 @@ def part(batch_size: int) -> int:
     return batch_size // count()
 
 
+def alone() -> distributed.ProcessGroup | None:
+    """A group of this process alone; all make theirs at the same time. None where there is one."""
+    return distributed.new_subgroups(group_size=1)[0] if count() > 1 else None
+
+
 def wait_for_all() -> None:
     """Return when all processes are here."""
     if count() > 1:
@@ -66,9 +73,9 @@ def summed(values: Tensor) -> Tensor:
     return total
 
 
-def averaged(values: Tensor) -> Tensor:
-    """The mean over processes, without gradient where there are several."""
-    return values if count() == 1 else summed(values) / count()
+def divided(values: Tensor) -> Tensor:
+    """This process's part of what all have alike or of a mean: the parts add up."""
+    return values if count() == 1 else values / count()
 
 
 def gathered(values: Tensor) -> Tensor:
@@ -106,8 +113,9 @@ def add_up(tensors: Iterable[Tensor]) -> None:
         return
     total = torch.cat([tensor.flatten() for tensor in tensors])
     distributed.all_reduce(total)
-    for tensor, values in zip(tensors, total.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(values.view(tensor.shape))
+    parts = total.split([tensor.numel() for tensor in tensors])
+    views = [part.view(tensor.shape) for tensor, part in zip(tensors, parts, strict=True)]
+    copy_all(views, tensors)
 
 
 def take_over(tensors: Iterable[Tensor]) -> None:

@@ -42,7 +42,7 @@ def unlabelled_index(folder: Path, images: Tensor) -> Index:
     for i, image in enumerate(images):
         cv2.imwrite(str(folder / f"{i}.png"), image.flip(0).permute(1, 2, 0).numpy())
     names = [f"{i}" for i in range(len(images))]
-    records = tuple(Record(name, f"{name}.png", 0, None, width, height, None) for name in names)
+    records = tuple(Record(name, f"{name}.png", 0, "", None, width, height, None) for name in names)
     return Index(folder, folder, CITYSCAPES, records)
 
 

@@ -21,7 +21,7 @@ def write(tmp_path: Path, old: str, new: str) -> Path:
     [
         ("adapt.trucrf.radius", -1, "greater than or equal to 1"),
         ("adapt.trucrf.radius", 1.5, "integer"),
-        ("adapt.trucrf.sigma_rgb", 0, "greater than 0"),
+        ("adapt.trucrf.sigma_rgb", 0, "greater than or equal to 0.001"),
         ("adapt.uncertainty.confidence_threshold", 1.5, "less than or equal to 1"),
         ("adapt.uncertainty.passes", 1, "greater than or equal to 2"),
         ("adapt.uncertainty.statistic", "variance", "'mutual_information', 'predictive_entropy'"),
@@ -35,6 +35,30 @@ def write(tmp_path: Path, old: str, new: str) -> Path:
         ("images.crop", [256], "1"),
         ("model.dropout", 1.0, "less than 1"),
         ("random_state", -1, "greater than or equal to 0"),
+        ("adapt.batch_size", 2**63, "less than or equal to 1024"),
+        ("pretrain.iterations", 2**63, "less than or equal to 10000000"),
+        ("adapt.trucrf.radius", 2**63, "less than or equal to 64"),
+        ("model.channels", 2**63, "less than or equal to 2048"),
+        ("adapt.uncertainty.passes", 10**5, "less than or equal to 256"),
+        ("evaluate.pictures", 1000, "less than or equal to 64"),
+        ("runtime.workers", 10**5, "less than or equal to 256"),
+        ("adapt.optimiser.learning_rate", 1e308, "less than or equal to 10"),
+        ("adapt.optimiser.learning_rate", 5e-324, "greater than or equal to 0.000000000001"),
+        ("adapt.optimiser.head_factor", 1e308, "less than or equal to 10000"),
+        ("adapt.trucrf.sigma_xy", 5e-324, "greater than or equal to 0.001"),
+        ("adapt.trucrf.sigma_rgb", 1e308, "less than or equal to 10000"),
+        ("adapt.losses.mix", 1e308, "less than or equal to 10000"),
+        ("adapt.augmentation.blur_sigma", [1, 10**5], "less than or equal to 100"),
+        ("adapt.augmentation.blur_sigma", [5e-324, 1], "greater than or equal to 0.01"),
+        ("images.target_size", [10**5, 10**5], "less than or equal to 16384"),
+        ("sources.game.resize", [10**5, 10**5], "less than or equal to 16384"),
+        ("sampling.rare_class_temperature", 5e-324, "greater than or equal to 0.0001"),
+        ("model.encoder", "", "string should match"),
+        ("target.root", "a\0b", "string should match"),
+        ("runtime.experiment", "a\nb", "string should match"),
+        ("runtime.register", "mine/ours", "string should match"),
+        ("labels", "x" * 10**6, "at most 1000 characters"),
+        ("target.train", {"a" * 10**6: 1}, "valid string"),
     ],
 )
 def test_a_bad_value_names_key_value_and_what_is_allowed(
@@ -46,7 +70,8 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(
     assert "\n" not in message
     assert message.startswith(f"params.yaml: {key}")
     assert re.search(allowed, message), message
-    if not isinstance(value, list):
+    assert len(message) < 500
+    if not isinstance(value, list) and len(repr(value)) < 100:
         assert repr(value) in message
 
 
@@ -64,6 +89,40 @@ def test_the_detail_is_half_of_the_crop() -> None:
         make_params({"model.detail": [48, 48], "images.crop": [96, 96]})
     with pytest.raises(ValueError, match=r"members = both: must be dropout with one resolution"):
         make_params({"adapt.uncertainty.members": "both"})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"images.target_size": [200, 128]},
+            r"images.crop = \[256, 128\]: larger than images.target_size = \[200, 128\]",
+        ),
+        (
+            {"sources.game.resize": [256, 100]},
+            r"images.crop = \[256, 128\]: larger than sources.game.resize = \[256, 100\]",
+        ),
+        (
+            {"sampling.min_pixels": 65536},
+            r"sampling.min_pixels = 65536: times min_crop_ratio .* less than the 32768 pixels",
+        ),
+        (
+            {"adapt.uncertainty.min_pixels": 131072},
+            r"adapt.uncertainty.min_pixels = 131072: .* the 131072 pixels of a batch",
+        ),
+    ],
+)
+def test_what_no_crop_can_hold_is_told(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_params(overrides)
+
+
+def test_keys_that_no_line_could_hold_are_cut(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such key") as caught:
+        load_params(
+            write(tmp_path, "random_state: 0", f'"{"a" * 900}\\n{"b" * 90}": 0\nrandom_state: 0')
+        )
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
 def test_windows_leave_no_gap() -> None:

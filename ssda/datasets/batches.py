@@ -22,7 +22,8 @@ class SourceBatch:
 
     def to(self, device: torch.device) -> SourceBatch:
         """On the device, in the types that networks and losses take."""
-        return SourceBatch(_as_float(self.images, device), self.labels.to(device).long())
+        labels = self.labels.to(device, non_blocking=True).long()
+        return SourceBatch(_as_float(self.images, device), labels)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,23 @@ class TargetBatch:
 
     def to(self, device: torch.device) -> TargetBatch:
         """On the device, in the types that networks and losses take."""
-        return TargetBatch(_as_float(self.images, device), self.counted.to(device))
+        counted = self.counted.to(device, non_blocking=True)
+        return TargetBatch(_as_float(self.images, device), counted)
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """Whole images of one size.
+
+    Attributes:
+        numbers: of the images in their split.
+        images: (N, 3, h, w) uint8.
+        labels: (H, W) uint8 of each image, at full size; None without a label.
+    """
+
+    numbers: list[int]
+    images: Tensor
+    labels: list[Tensor | None]
 
 
 def _as_float(images: Tensor, device: torch.device) -> Tensor:

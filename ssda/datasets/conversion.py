@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,12 +19,14 @@ from tqdm import tqdm
 from ssda.datasets.index import Index, Record, write_index
 from ssda.datasets.layouts import Layout, RawImage, find_images, find_labels
 from ssda.datasets.raw_files import image_facts, raw_table, read_train_ids
-from ssda.files import naming, write_text
+from ssda.files import fingerprint, naming, write_text
 from ssda.labels import LabelSpace
 from ssda.params import Size
 
 Result = TypeVar("Result")
 
+SAME_SHAPE = 1.05
+"""How much wider or narrower than its image, at most, a label is that is resized."""
 LISTED = 20
 """Problems that an error lists; the others are counted."""
 
@@ -40,11 +42,13 @@ class _Task:
     root: Path
     out: Path | None
     """Folder of the converted labels; None: nothing is written."""
-    found: frozenset[str]
-    """Labels that are there."""
+    labels: Mapping[str, str]
+    """Image -> its label, where that is there."""
     table: NDArray[np.uint8]
     """Raw value -> train id or UNKNOWN."""
     num_classes: int
+    decode: bool
+    """Whether images are decoded, to see whether they are whole."""
     problems: list[str] = field(default_factory=list[str])
     resized: list[str] = field(default_factory=list[str])
 
@@ -106,16 +110,17 @@ def check_split(
     *,
     space: LabelSpace,
     with_labels: bool,
+    decode: bool = False,
     progress: bool = False,
 ) -> tuple[Index, list[str]]:
-    """What `convert_split` would find, without writing anything.
+    """What `convert_split` would find, without writing anything; `decode` decodes images as well.
 
     Returns an index of the files that are right, whose labels are raw ones below `root`, and the
     problems, one a file.
 
     Raises ValueError where there is no image, or no label.
     """
-    records, task = _scan(layout, root, split, None, space, with_labels, progress)
+    records, task = _scan(layout, root, split, None, space, with_labels, progress, decode)
     return Index(root, root, space, records, len(task.resized)), task.problems
 
 
@@ -155,20 +160,19 @@ def _scan(
     space: LabelSpace,
     with_labels: bool,
     progress: bool,
+    decode: bool = False,
 ) -> tuple[tuple[Record, ...], _Task]:
     """Records of what is right; the task has the problems, sorted. Labels go to `out`, if any."""
     assert {*layout.ids.values()} <= {*space.names}, "check_classes comes first"
     images = find_images(layout, root, split)
-    found = frozenset(find_labels(layout, root, split, images) if with_labels else ())
-    if with_labels and not found:
+    found = find_labels(layout, root, split, images) if with_labels else {}
+    labels = {image: label for label, image in found.items() if image is not None}
+    if with_labels and not labels:
         raise ValueError(f"{root} ({layout.name}, split {split}): no label matches {layout.labels}")
-    task = _Task(layout, root, out, found, raw_table(layout, space), space.num_classes)
+    task = _Task(layout, root, out, labels, raw_table(layout, space), space.num_classes, decode)
     if with_labels:
-        expected = {image.label for image in images}
-        task.problems += [f"{path}: label without image" for path in found - expected]
-        task.problems += [
-            f"{image.path}: no label {image.label}" for image in images if image.label not in found
-        ]
+        lacking = [image for image in images if image.path not in labels]
+        task.problems += [f"{image.path}: no label {image.label}" for image in lacking]
     title = f"{'convert' if out else 'check'} {split}"
     records = _convert_images(images, task, title, progress)
     void = with_labels and not any(any(record.class_pixels or ()) for record in records)
@@ -193,31 +197,33 @@ def _convert_images(
 
 
 def _convert_image(task: _Task, image: RawImage) -> Record | None:
-    facts = task.attempt(image.path, lambda path: image_facts(path, task.layout.size))
-    label = None
-    if image.label in task.found:
-        label = task.attempt(
-            image.label, lambda path: read_train_ids(path, task.layout, task.table)
-        )
-    if facts is None:
+    facts = task.attempt(
+        image.path, lambda path: image_facts(path, task.layout.size, decode=task.decode)
+    )
+    digest = task.attempt(image.path, fingerprint) if facts else None
+    label, raw = None, task.labels.get(image.path)
+    if raw is not None:
+        label = task.attempt(raw, lambda path: read_train_ids(path, task.layout, task.table))
+    if facts is None or digest is None:
         return None
     width, height, size = facts
-    record = Record(image.name, image.path, size, None, width, height, None)
+    record = Record(image.name, image.path, size, digest, None, width, height, None)
     if label is None:
         return record
     if label.shape != (height, width):
-        if not task.layout.resize_labels:
+        stretch = label.shape[1] * height / (label.shape[0] * width)
+        if not task.layout.resize_labels or not 1 / SAME_SHAPE <= stretch <= SAME_SHAPE:
             task.problems.append(
-                f"{image.label}: {label.shape[1]} x {label.shape[0]} pixels, "
+                f"{raw}: {label.shape[1]} x {label.shape[0]} pixels, "
                 f"needed are the image's {width} x {height}"
             )
             return None
         # Train ids are categories: nothing but nearest neighbour keeps them.
         label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        task.resized.append(image.label)
+        task.resized.append(image.path)
     record = replace(record, class_pixels=count_classes(label, task.num_classes))
     if task.out is None:
-        return replace(record, label=image.label)
+        return replace(record, label=raw)
     file = image.name + ".png"
     with naming(task.out / file):
         (task.out / file).write_bytes(cv2.imencode(".png", label, PNG_OPTIONS)[1].tobytes())

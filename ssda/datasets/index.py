@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssda.files import write_text
+from ssda.files import fingerprint, write_text
 from ssda.labels import LabelSpace, parse_space
 from ssda.params import Size
+from ssda.sections import parse_json
+
+INDEX = "index.json"
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Record:
     """Path of the image below the raw root, with forward slashes."""
     bytes: int
     """Size of the image file."""
+    fingerprint: str
+    """Of the image file, `ssda.files.fingerprint`."""
     label: str | None
     """File in the split's folder labels/: an 8-bit PNG of train ids; None without labels."""
     width: int
@@ -87,9 +93,9 @@ def read_sources(folder: Path) -> tuple[Index, ...]:
 
 def read_index(folder: str | Path) -> Index:
     """The index in a folder; raises ValueError with one line where there is none."""
-    path = Path(folder) / "index.json"
+    path = Path(folder) / INDEX
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes(), str(path))
         records = tuple(_record(values) for values in content["records"])
         space = parse_space(content["space"], str(path))
         resize = tuple(content["resize"]) if content["resize"] else None
@@ -112,14 +118,16 @@ def write_index(index: Index) -> None:
         "resize": index.resize,
     }
     head = ",\n".join(f'"{key}": {json.dumps(value)}' for key, value in facts.items())
-    write_text(index.folder / "index.json", f'{{{head},\n"records": [\n{lines}\n]}}\n')
+    write_text(index.folder / INDEX, f'{{{head},\n"records": [\n{lines}\n]}}\n')
 
 
 def check_raw_files(index: Index) -> None:
-    """Raise ValueError, in one line, where images are gone or not as large as at conversion."""
-    changed = [
-        record.image for record in index.records if _size(index.image_path(record)) != record.bytes
-    ]
+    """Raise ValueError, in one line, where images are gone or not those of the conversion.
+
+    Files are opened only where they changed after the index did.
+    """
+    written = (index.folder / INDEX).stat().st_mtime_ns
+    changed = [record.image for record in index.records if _changed(index, record, written)]
     if changed:
         raise ValueError(
             f"raw data changed since convert: {len(changed)} of {len(index.records)} images "
@@ -133,8 +141,14 @@ def _record(values: dict[str, Any]) -> Record:
     return Record(**values, class_pixels=None if counts is None else tuple(counts))
 
 
-def _size(path: Path) -> int | None:
+def _changed(index: Index, record: Record, written: int) -> bool:
+    path = f"{index.root}/{record.image}"
     try:
-        return path.stat().st_size
+        status = os.stat(path)
+        same = status.st_size == record.bytes and (
+            max(status.st_mtime_ns, status.st_ctime_ns) < written
+            or fingerprint(path) == record.fingerprint
+        )
     except OSError:
-        return None
+        return True
+    return not same

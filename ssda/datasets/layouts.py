@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
-from collections.abc import Generator, Mapping
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, NoReturn, cast
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from ssda.files import check_names, walk
 from ssda.labels import CITYSCAPES_IDS, SYNTHIA_IDS, Byte, Colour, LabelSpace
 from ssda.params import Size
 from ssda.sections import Section, read_yaml, validate
@@ -25,16 +26,17 @@ Values = Literal["index", "red16", "colours"]
 class Layout:
     """A raw set. Paths are below its root, with forward slashes; `*` and `**` are wildcards.
 
-    In `images` the last part has exactly one `*`. What it stands for is the image's {name}:
-    `*.jpg` makes the stem the name, `*_leftImg8bit.png` the stem without `_leftImg8bit`. {folder}
-    is the path from the part before the first wildcard down to the image's folder.
+    In a pattern of `images` the last part has exactly one `*`. What it stands for is the image's
+    {name}: `*.jpg` makes the stem the name, `*_leftImg8bit.png` the stem without `_leftImg8bit`.
+    {folder} is the path from the part before the first wildcard, of all patterns, down to the
+    image's folder. Endings match in any case, links are followed, hidden files never match `*`.
     A layout without {split} in `images` has the one split `train`.
     """
 
     name: str
     """As given in params."""
-    images: str
-    """Pattern of the images; may hold {split}."""
+    images: tuple[str, ...]
+    """Patterns of the images; may hold {split}."""
     labels: str
     """Path of an image's label; holds {name}, may hold {split} and {folder}."""
     values: Values
@@ -46,7 +48,7 @@ class Layout:
     size: tuple[int, int] | None = None
     """(width, height) in pixels of every image, where the layout says so."""
     resize_labels: bool = False
-    """Labels of another size than their image are resized instead of refused."""
+    """Labels of another size than their image, but of its shape, are resized and not refused."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class RawImage:
 
     path: str
     label: str
+    """As the layout says it; the ending of the file may be in another case."""
     name: str
     """Unique over the split: {name}, or {folder} and {name} where names repeat."""
     folder: str
@@ -69,7 +72,7 @@ LAYOUTS = {
     for layout in (
         Layout(
             name="gta",
-            images="images/*.png",
+            images=("images/*.png",),
             labels="labels/{name}.png",
             values="index",
             ids=CITYSCAPES_IDS,
@@ -78,7 +81,7 @@ LAYOUTS = {
         ),
         Layout(
             name="synthia",
-            images="RGB/*.png",
+            images=("RGB/*.png",),
             labels="GT/LABELS/{name}.png",
             values="red16",
             ids=SYNTHIA_IDS,
@@ -86,7 +89,7 @@ LAYOUTS = {
         ),
         Layout(
             name="cityscapes",
-            images="leftImg8bit/{split}/*/*_leftImg8bit.png",
+            images=("leftImg8bit/{split}/*/*_leftImg8bit.png",),
             labels="gtFine/{split}/{folder}/{name}_gtFine_labelIds.png",
             values="index",
             ids=CITYSCAPES_IDS,
@@ -110,7 +113,7 @@ def load_layout(name_or_path: str) -> Layout:
     known = LAYOUTS.get(custom.like or "")
     layout = Layout(
         name=name_or_path,
-        images=custom.images or (known.images if known else ""),
+        images=_several(custom.images) or (known.images if known else ()),
         labels=custom.labels or (known.labels if known else ""),
         values=known.values if known else "index",
         ids=known.ids if known else {},
@@ -118,15 +121,14 @@ def load_layout(name_or_path: str) -> Layout:
         size=custom.size,
         resize_labels=known is not None and known.resize_labels,
     )
-    void = tuple(raw if isinstance(raw, int) else pack(raw) for raw in custom.void)
+    void = {raw if isinstance(raw, int) else pack(raw) for raw in custom.void}
     if custom.colours:
         ids = {pack(rgb): name for name, colours in custom.colours.items() for rgb in colours}
-        return replace(layout, values="colours", ids=ids, void=void)
-    if custom.ids:
-        # What the known set has beyond the ids listed is void.
-        rest = {*layout.ids, *layout.void} - {*custom.ids}
-        return replace(layout, ids=custom.ids, void=tuple(sorted({*rest, *void})))
-    return layout
+        return replace(layout, values="colours", ids=ids, void=tuple(sorted(void)))
+    # The file comes before the known set: what that has beyond the ids listed is void.
+    ids = custom.ids or {raw: name for raw, name in layout.ids.items() if raw not in void}
+    rest = {*layout.ids, *layout.void, *void} - {*ids}
+    return replace(layout, ids=ids, void=tuple(sorted(rest)))
 
 
 def check_classes(layout: Layout, space: LabelSpace, labels: str) -> None:
@@ -142,41 +144,119 @@ def check_classes(layout: Layout, space: LabelSpace, labels: str) -> None:
 def find_images(layout: Layout, root: Path, split: str) -> list[RawImage]:
     """The images of a split, sorted by name. No label is looked for.
 
-    Raises ValueError for a split or folder that is not there, or without images.
+    Raises ValueError for a split or folder that is not there, or without images, for two images of
+    one name, and for names that cannot be written down.
     """
-    if "{split}" not in layout.images and split != "train":
-        raise ValueError(f"split {split!r} of layout {layout.name}: allowed is train")
-    pattern = _below_root(layout.images.replace("{split}", split))
-    base = _base(pattern)
-    if not (root / base).is_dir():
-        raise ValueError(f"{root / base}: no such folder; layout {layout.name} needs {pattern}")
-    before, after = pattern.rpartition("/")[2].split("*")
-    found: list[RawImage] = []
-    for path in _matches(root, pattern):
-        parent, _, file = path.rpartition("/")
-        folder = parent[len(base) :].strip("/")
-        name = file[len(before) : len(file) - len(after)]
-        label = layout.labels.format(split=split, folder=folder, name=name)
-        found.append(RawImage(path, label.replace("//", "/").lstrip("/"), name, folder))
+    patterns = _patterns(layout, split)
+    base = _base(patterns)
+    images: list[RawImage] = []
+    for pattern in patterns:
+        if not (root / _base([pattern])).is_dir():
+            place = root / _base([pattern])
+            raise ValueError(f"{place}: no such folder; layout {layout.name} needs {pattern}")
+        before, after = pattern.rpartition("/")[2].split("*")
+        for path in _matches(root, pattern):
+            parent, _, file = path.rpartition("/")
+            folder = parent[len(base) :].strip("/")
+            name = file[len(before) : len(file) - len(after)]
+            images.append(RawImage(path, _label(layout, split, folder, name), name, folder))
     # Where labels lie beside the images, the pattern may match them as well.
-    labels = {image.label for image in found}
-    images = [image for image in found if image.path not in labels]
+    labels = {_plain(image.label) for image in images}
+    found = {image.path: image for image in images if _plain(image.path) not in labels}
+    images = list(found.values())
     if not images:
-        raise ValueError(f"{root}: no image matches {pattern} of layout {layout.name}")
+        raise ValueError(
+            f"{root}: no image matches {' or '.join(patterns)} of layout {layout.name}"
+        )
+    check_names(root, found)
     if len({image.name for image in images}) < len(images):
         images = [replace(image, name=f"{image.folder}/{image.name}") for image in images]
         images = [replace(image, name=image.name.strip("/").replace("/", "_")) for image in images]
-    for first, second in pairwise(sorted(images, key=lambda image: image.name)):
+    images.sort(key=lambda image: image.name)
+    for first, second in pairwise(images):
         if first.name == second.name:
-            raise ValueError(f"{root}: {first.path} and {second.path} share a name")
-    return sorted(images, key=lambda image: image.name)
+            what = f"name and label {first.label}" if first.label == second.label else "name"
+            both = f"{first.path} and {second.path}"
+            raise ValueError(f"{root}: {both} share a {what}: rename one of them")
+    return images
 
 
-def find_labels(layout: Layout, root: Path, split: str, images: list[RawImage]) -> list[str]:
-    """Sorted paths of all label files of a split, with or without an image."""
-    pattern = layout.labels.format(split=split, folder="**", name="*")
-    paths = {image.path for image in images}
-    return [path for path in _matches(root, _below_root(pattern)) if path not in paths]
+def find_labels(
+    layout: Layout, root: Path, split: str, images: Sequence[RawImage]
+) -> dict[str, str | None]:
+    """{label file: path of its image, or None where it has none}, sorted, of a split.
+
+    Raises ValueError where two images share a label, or an image has two.
+    """
+    expected: dict[str, RawImage] = {}
+    for image in images:
+        other = expected.setdefault(_plain(image.label), image)
+        if other is not image:
+            _refuse_sharing(layout, root, other, image)
+    files = {image.path for image in images}
+    found: dict[str, str | None] = {}
+    first: dict[str, str] = {}
+    for path in _label_files(layout, root, split):
+        image = expected.get(_plain(path))
+        if image is not None:
+            found[path] = image.path
+            if first.setdefault(image.path, path) != path:
+                both = f"{first[image.path]} and {path}"
+                raise ValueError(f"{root}: {both} are labels of {image.path}: remove one of them")
+        elif path not in files:
+            found[path] = None
+    check_names(root, first.values())
+    return found
+
+
+def left_out(layout: Layout, root: Path, split: str, *, with_labels: bool) -> list[str]:
+    """Lines on what a split's folders hold beside its images and their labels; often empty.
+
+    Names alone are looked at, and none of labels but `with_labels`.
+    """
+    images = find_images(layout, root, split)
+    used = {_plain(path) for image in images for path in (image.path, image.label)}
+    labels = find_labels(layout, root, split, images) if with_labels else {}
+    lost = sum(image is None for image in labels.values())
+    used |= {_plain(path) for path in labels}
+    beside = {file for pattern in _patterns(layout, split) for file in _files(root, pattern)}
+    beside = {file for file in beside if _plain(file) not in used and "/." not in f"/{file}"}
+    endings = Counter(PurePosixPath(file).suffix.lower() or "no ending" for file in beside)
+    lines = [f"{lost} labels without image left out"] if lost else []
+    if beside:
+        kinds = ", ".join(f"{ending} {count}" for ending, count in sorted(endings.items()))
+        lines.append(f"{len(beside)} files beside the images left out ({kinds})")
+    return lines
+
+
+def _patterns(layout: Layout, split: str) -> tuple[str, ...]:
+    if not any("{split}" in pattern for pattern in layout.images) and split != "train":
+        raise ValueError(f"split {split!r} of layout {layout.name}: allowed is train")
+    return tuple(_below_root(pattern.replace("{split}", split)) for pattern in layout.images)
+
+
+def _label(layout: Layout, split: str, folder: str, name: str) -> str:
+    label = layout.labels.format(split=split, folder=folder, name=name)
+    return label.replace("//", "/").lstrip("/")
+
+
+def _label_files(layout: Layout, root: Path, split: str) -> list[str]:
+    """Sorted files where labels of the split may lie, for images that are there or not."""
+    patterns = _patterns(layout, split)
+    skipped = len(_base(patterns))
+    folders = {pattern.rpartition("/")[0][skipped:].strip("/") for pattern in patterns}
+    found = (_matches(root, _label(layout, split, folder, "*")) for folder in folders)
+    return sorted({path for paths in found for path in paths})
+
+
+def _refuse_sharing(layout: Layout, root: Path, first: RawImage, second: RawImage) -> NoReturn:
+    help = "images must match only one of them"
+    if first.folder != second.folder and "{folder}" not in layout.labels:
+        help = f"labels needs {{folder}}, or {help}"
+    both = f"{first.path} and {second.path}"
+    raise ValueError(
+        f"{root}: {both} share the label {first.label} of layout {layout.name}: {help}"
+    )
 
 
 def pack(colour: tuple[int, int, int]) -> int:
@@ -206,13 +286,18 @@ class CustomLayout(Section):
 
     like: Literal["gta", "synthia", "cityscapes"] | None = None
     """A known layout, which says what this file does not."""
-    images: str | None = Field(default=None, validate_default=True)
-    """Such as `rgb/{split}/*.jpg`."""
+    images: str | tuple[str, ...] | None = Field(default=None, validate_default=True)
+    """Such as `rgb/{split}/*.jpg`; a pattern or a list of patterns."""
     labels: str | None = Field(default=None, validate_default=True)
     """Such as `ids/{split}/{name}_ids.png`."""
-    ids: dict[Byte, str] | None = None
+    ids: Annotated[dict[Byte, str], Field(min_length=1)] | None = None
     """Raw id -> name of a class, of 8-bit or palette PNGs."""
-    colours: dict[str, tuple[Colour, ...]] | None = Field(default=None, validate_default=True)
+    colours: (
+        Annotated[
+            dict[str, Annotated[tuple[Colour, ...], Field(min_length=1)]], Field(min_length=1)
+        ]
+        | None
+    ) = Field(default=None, validate_default=True)
     """Name of a class -> RGB colour or list of colours, of colour PNGs; instead of `ids`."""
     void: tuple[Byte | Colour, ...] = ()
     """Raw ids (or colours) of pixels that are ignored."""
@@ -221,22 +306,24 @@ class CustomLayout(Section):
 
     @field_validator("images", "labels")
     @classmethod
-    def _check_pattern(cls, pattern: str | None, info: ValidationInfo) -> str | None:
-        if pattern is None:
-            if info.data.get("like") is None:
-                raise ValueError("missing: needed where there is no `like`")
-            return None
-        known = {"{split}"} if info.field_name == "images" else {"{split}", "{folder}", "{name}"}
-        unknown = {*re.findall(r"\{[^{}]*\}|[{}]", pattern)} - known
-        if unknown:
-            raise ValueError(f"allowed in braces are {', '.join(sorted(known))}")
-        if info.field_name == "images" and PurePosixPath(pattern).name.count("*") != 1:
-            raise ValueError("needs exactly one * after the last /")
-        if info.field_name == "labels" and ("{name}" not in pattern or "*" in pattern):
-            raise ValueError("needs {name} and no *")
-        if info.field_name == "labels" and not pattern.endswith(".png"):
-            raise ValueError("labels must be .png files")
-        return _below_root(pattern)
+    def _check_patterns(
+        cls, given: str | tuple[str, ...] | None, info: ValidationInfo
+    ) -> str | tuple[str, ...] | None:
+        if not given and (given is not None or info.data.get("like") is None):
+            raise ValueError("missing: needed where there is no `like`")
+        images = info.field_name == "images"
+        known = {"{split}"} if images else {"{split}", "{folder}", "{name}"}
+        for pattern in _several(given):
+            if {*re.findall(r"\{[^{}]*\}|[{}]", pattern)} - known:
+                raise ValueError(f"allowed in braces are {', '.join(sorted(known))}")
+            if images and PurePosixPath(pattern).name.count("*") != 1:
+                raise ValueError("needs exactly one * after the last /")
+            if not images and ("{name}" not in pattern or "*" in pattern):
+                raise ValueError("needs {name} and no *")
+            if not images and not pattern.lower().endswith(".png"):
+                raise ValueError("labels must be .png files")
+            _below_root(pattern)
+        return given
 
     @field_validator("colours", mode="before")
     @classmethod
@@ -281,42 +368,60 @@ class CustomLayout(Section):
         return void
 
 
+def _several(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else given or ()
+
+
 def _below_root(path: str) -> str:
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path:
         raise ValueError(f"{path!r} must lie below root: no .., no leading /, no backslash")
     return path
 
 
-def _base(pattern: str) -> str:
-    """The folders before the first wildcard."""
-    return pattern.partition("*")[0].rpartition("/")[0]
+def _plain(path: str) -> str:
+    """A path with its ending in lower case."""
+    stem, dot, ending = path.rpartition(".")
+    return stem + dot + ending.lower()
+
+
+def _base(patterns: Sequence[str]) -> str:
+    """The folders before the first wildcard that all patterns share."""
+    return os.path.commonpath(
+        [pattern.partition("*")[0].rpartition("/")[0] for pattern in patterns]
+    )
 
 
 def _matches(root: Path, pattern: str) -> list[str]:
-    """Sorted paths below root that match; ValueError where links lead to a folder twice."""
-    if "**" in pattern:
-        return sorted(_walk(root, pattern))
-    escaped = glob.escape(pattern).replace("[*]", "*")
-    found = glob.glob(escaped, root_dir=root, recursive=True)
-    return sorted(path.replace(os.sep, "/") for path in found)
+    """Sorted paths of files below root that match, the ending in any case."""
+    expression = _expression(pattern)
+    stem, dot, ending = pattern.rpartition(".")
+    if dot and "*" not in ending:
+        expression = f"{_expression(stem)}(?i:{re.escape(dot + ending)})"
+    matches = re.compile(expression).fullmatch
+    return sorted(path for path in _files(root, pattern) if matches(path))
 
 
-def _walk(root: Path, pattern: str) -> Generator[str]:
-    """As glob does it, but for loops of links, which it follows for ever."""
-    parts = ["(?:(?!\\.)[^/]+/)*" if part == "**" else _part(part) for part in pattern.split("/")]
-    expression = re.compile("".join(parts).removesuffix("/"))
-    seen: dict[str, str] = {}
-    for folder, _, files in os.walk(root / _base(pattern), followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            raise ValueError(f"{folder}: a link to {seen[real]}, whose files would come twice")
-        seen[real] = folder
-        for file in files:
-            path = os.path.relpath(os.path.join(folder, file), root).replace(os.sep, "/")
-            if expression.fullmatch(path):
-                yield path
+def _files(root: Path, pattern: str) -> Generator[str]:
+    """Files below root in all folders on the way of a pattern."""
+    *folders, _ = pattern.split("/")
+    known = [*takewhile(lambda folder: "**" not in folder, folders)]
+    way = "".join(f"(?:{_expression(folder)}/" for folder in known)
+    deeper = _ANY_FOLDERS if len(known) < len(folders) else ""
+    enters = re.compile(way + deeper + ")?" * len(known)).fullmatch
+    above = f"{root}/".replace("//", "/")
+    for path in walk(above + _base([pattern]), lambda folder: enters(f"{folder[len(above) :]}/")):
+        yield path[len(above) :]
+
+
+_ANY_FOLDERS = "(?:(?!\\.)[^/]+/)*"
+
+
+def _expression(pattern: str) -> str:
+    """What matches as it does for glob, but that `**` beside other letters crosses folders."""
+    parts = (_ANY_FOLDERS if part == "**" else f"{_part(part)}/" for part in pattern.split("/"))
+    return "".join(parts).removesuffix("/")
 
 
 def _part(pattern: str) -> str:
     hidden = "(?!\\.)" if pattern.startswith("*") else ""
-    return hidden + re.escape(pattern).replace("\\*", "[^/]*") + "/"
+    return hidden + re.escape(pattern).replace("\\*\\*", ".*").replace("\\*", "[^/]*")

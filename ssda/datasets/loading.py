@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import groupby
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,10 +18,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssda.datasets.batches import SourceBatch, TargetBatch
+from ssda.datasets.batches import EvaluationBatch, SourceBatch, TargetBatch
+from ssda.datasets.image_files import decode, read_rgb
 from ssda.datasets.index import Index, Record
 from ssda.datasets.sampling import draw_crop, random_corner, rare_class_sampler
 from ssda.params import Images, Margins, Sampling
+from ssda.processes import count as count_processes
 from ssda.processes import part, rank
 from ssda.randomness import generator
 
@@ -31,32 +34,35 @@ BatchType = TypeVar("BatchType")
 
 
 def read_image(path: Path, size: Size | None = None) -> np.ndarray:
-    """An RGB image (H, W, 3) uint8, resized to (width, height) where a size is given.
+    """An RGB image (H, W, 3) uint8 as `read_rgb` gives it, resized to (width, height) where given.
 
-    Raises ValueError naming the file where it is no readable image.
+    Raises ValueError naming the file where it is not there, no image or damaged.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise ValueError(f"{path}: not a readable image")
+    image = _named(path, read_rgb)
     if size is not None and image.shape[1::-1] != size:
         shrinks = image.shape[1] > size[0]
         image = cv2.resize(
             image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
 
 
 def read_label(path: Path, size: Size | None = None) -> np.ndarray:
     """Train ids (H, W) uint8, resized by nearest neighbour to (width, height) where given.
 
-    Raises ValueError naming the file where it is no readable image.
+    Raises ValueError naming the file where it is not there, no image or damaged.
     """
-    label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if label is None:
-        raise ValueError(f"{path}: not a readable label")
+    label = _named(path, lambda path: decode(path.read_bytes(), cv2.IMREAD_UNCHANGED))
     if size is not None and label.shape[1::-1] != size:
         label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
     return label
+
+
+def _named(path: Path, read: Callable[[Path], np.ndarray]) -> np.ndarray:
+    try:
+        return read(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 class SourceSamples(Dataset[tuple[Tensor, Tensor]]):
@@ -122,8 +128,9 @@ class TargetSamples(Dataset[tuple[Tensor, Tensor]]):
     """Random unlabelled crops; every image comes once an epoch, sample i of (random_state, i)."""
 
     def __init__(self, index: Index, images: Images, margins: Margins, random_state: int) -> None:
-        """Samples of the target's train split; ValueError for images smaller than the crop."""
+        """Samples of the target's train split; ValueError for too small images or large margins."""
         check_crop(index, images.target_size, images.crop)
+        check_margins(index, images.target_size, margins)
         self.index = index
         self.size = images.target_size
         self.crop = images.crop
@@ -158,6 +165,11 @@ class EvaluationSamples(Dataset[tuple[Tensor, Tensor | None]]):
         """How many images."""
         return len(self.index.records)
 
+    def image_size(self, i: int) -> Size:
+        """(width, height) of an image, without reading it."""
+        record = self.index.records[i]
+        return self.size or (record.width, record.height)
+
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor | None]:
         """Image (3, h, w) uint8 and label (H, W) uint8 or None."""
         record = self.index.records[i]
@@ -184,6 +196,30 @@ def target_batches(
         yield TargetBatch(images, counted)
 
 
+def evaluation_batches(
+    samples: EvaluationSamples, most: Callable[[Size], int], workers: int
+) -> Iterator[EvaluationBatch]:
+    """All images in order, neighbours of one size together; of several processes each has a share.
+
+    The batches are the same however many processes there are: each takes every so many-th.
+
+    Args:
+        samples: whole images.
+        most: how many images of a size (width, height) a batch may hold.
+        workers: processes that read ahead.
+    """
+    batches: list[list[int]] = []
+    for size, group in groupby(range(len(samples)), samples.image_size):
+        numbers, count = list(group), most(size)
+        batches += [numbers[i : i + count] for i in range(0, len(numbers), count)]
+    batches = batches[rank() :: count_processes()]
+    workers = min(workers, len(batches))
+    check_shared_memory(workers, max((_bytes(samples, numbers) for numbers in batches), default=0))
+    loaded = _read_ahead(samples, batches, workers, _together)
+    for numbers, (images, labels) in zip(batches, loaded, strict=True):
+        yield EvaluationBatch(numbers, images, labels)
+
+
 def batch_files(samples: SourceSamples | TargetSamples, step: int, batch_size: int) -> list[Path]:
     """The images of a step's batch."""
     return [samples.file(i) for i in range(step * batch_size, (step + 1) * batch_size)]
@@ -193,7 +229,8 @@ def counted_pixels(size: tuple[int, ...], margins: Margins) -> np.ndarray:
     """(H, W) bool, False on the rims of an image of that size."""
     height, width = size
     counted = np.zeros((height, width), bool)
-    counted[margins.top : height - margins.bottom, margins.left : width - margins.right] = True
+    bottom, right = max(0, height - margins.bottom), max(0, width - margins.right)
+    counted[margins.top : bottom, margins.left : right] = True
     return counted
 
 
@@ -204,6 +241,17 @@ def check_crop(index: Index, size: Size | None, crop: Size) -> None:
         if width < crop[0] or height < crop[1]:
             raise ValueError(
                 f"images.crop = {list(crop)}: larger than {index.image_path(record)}, "
+                f"which is {width} x {height}"
+            )
+
+
+def check_margins(index: Index, size: Size | None, margins: Margins) -> None:
+    """ValueError naming the first image of which the margins leave nothing."""
+    for record in index.records:
+        width, height = size if size is not None else (record.width, record.height)
+        if margins.left + margins.right >= width or margins.top + margins.bottom >= height:
+            raise ValueError(
+                f"adapt.margins ({margins}): leaves nothing of {index.image_path(record)}, "
                 f"which is {width} x {height}"
             )
 
@@ -226,19 +274,53 @@ def _load(samples: Any, steps: range, batch_size: int, workers: int) -> Iterator
     check_shared_memory(workers, count * (samples.crop[0] * samples.crop[1]) * 4)
     firsts = (step * batch_size + rank() * count for step in steps)
     numbers = (list(range(first, first + count)) for first in firsts)
+    batches = _read_ahead(samples, numbers, workers)
+    for step in steps:
+        try:
+            batch = next(batches)
+        except ValueError as error:
+            raise ValueError(f"step {step}: {error}") from error
+        yield batch
+
+
+def _read_ahead(
+    samples: Any,
+    batches: Iterable[list[int]],
+    workers: int,
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> Iterator[Any]:
+    """The batches of these samples, in order; ValueError in one line where one cannot be read."""
     if workers:
         Finalize(None, _end_workers, exitpriority=0)
     try:
         yield from DataLoader(
             samples,
-            batch_sampler=numbers,
+            batch_sampler=batches,
             num_workers=workers,
             worker_init_fn=_ignore_signals,
+            collate_fn=collate,
         )
     except ValueError as error:  # a worker's message is its whole traceback
         raise ValueError(
             str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
         ) from error
+
+
+def _together(
+    samples: list[tuple[Tensor, Tensor | None]],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Images as one tensor; labels apart, as their sizes may differ."""
+    images, labels = zip(*samples, strict=True)
+    return torch.stack(images), list(labels)
+
+
+def _bytes(samples: EvaluationSamples, numbers: list[int]) -> int:
+    """What a batch of whole images and their labels takes."""
+    records = [samples.index.records[i] for i in numbers]
+    width, height = samples.image_size(numbers[0])
+    return len(numbers) * 3 * width * height + sum(
+        record.width * record.height for record in records if record.label is not None
+    )
 
 
 def _ignore_signals(_: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ssda.datasets.image_files import PNG, decode, find_fault, read_end, read_header, read_rgb
 from ssda.datasets.layouts import Layout, Values, describe, describe_allowed
 from ssda.labels import IGNORE, LabelSpace
 
@@ -24,23 +26,28 @@ PNG_KINDS: dict[Values, tuple[tuple[int, int], ...]] = {
 }
 BITS: dict[Values, int] = {"index": 8, "red16": 16, "colours": 24}
 
+# `read_header` refuses what is too large; Pillow's own limit is lower, and half of it a warning.
+Image.MAX_IMAGE_PIXELS = None
 
-def image_facts(path: Path, allowed: tuple[int, int] | None) -> tuple[int, int, int]:
-    """Width, height and bytes of an image, from its header and end: pixels are not decoded.
+
+def image_facts(
+    path: Path, allowed: tuple[int, int] | None, *, decode: bool = False
+) -> tuple[int, int, int]:
+    """Width and height, as shown, and bytes of an image.
+
+    They come from its header and end; pixels are decoded where `decode` says so, and of 16-bit
+    images, which may be too dark.
 
     Raises ValueError or OSError for a broken file and for a size that is not allowed.
     """
-    try:
-        with Image.open(path, formats=("PNG", "JPEG", "MPO")) as image:
-            width, height = image.size
-            end = b"IEND" if image.format == "PNG" else b"\xff\xd9"
-    except Exception as error:  # whatever a decoder raises on a broken file
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise ValueError("not a readable PNG or JPEG") from error
-    size = _check_end(path, end)
+    with path.open("rb") as file:
+        header = read_header(file)
+        size = read_end(file)
+    width, height = header.size()
     if allowed and (width, height) != allowed:
         raise ValueError(f"{width} x {height} pixels, allowed is {allowed[0]} x {allowed[1]}")
+    if decode or header.bits > 8:
+        read_rgb(path)
     return width, height, size
 
 
@@ -75,38 +82,25 @@ def to_train_ids(raw: NDArray[np.integer], table: NDArray[np.uint8]) -> NDArray[
     return np.take(table, raw)
 
 
-def _check_end(path: Path, end: bytes) -> int:
-    """Size of a file in bytes; ValueError where the end marker is missing."""
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - 32))
-        if end not in file.read():
-            raise ValueError("truncated: the image's end marker is missing")
-    return size
-
-
 def _read_values(path: Path, values: Values) -> NDArray[np.integer]:
     """Raw values of a label PNG, (H, W)."""
-    with path.open("rb") as file:
-        header = file.read(26)
-    if header[:8] != b"\x89PNG\r\n\x1a\n" or len(header) < 26:
+    content = path.read_bytes()
+    if not content.startswith(PNG) or len(content) < 26:
         raise ValueError("not a readable PNG")
-    _check_end(path, b"IEND")
-    bits, colour_type = header[24], header[25]
+    if fault := find_fault(content):
+        raise ValueError(fault)
+    bits, colour_type = content[24], content[25]
     if (bits, colour_type) not in PNG_KINDS[values]:
         needed = {"index": "8-bit grey or palette", "red16": "16-bit RGB", "colours": "8-bit RGB"}
         kind = COLOUR_TYPES.get(colour_type, "unknown")
         raise ValueError(f"{bits}-bit {kind} PNG, needed is {needed[values]}")
+    if values == "red16":  # Pillow has no 16-bit colour
+        return decode(content, cv2.IMREAD_UNCHANGED)[..., 2]  # OpenCV's order is blue, green, red
     try:
-        with Image.open(path) as image:
+        with Image.open(BytesIO(content), formats=("PNG",)) as image:
             if values == "index":
                 return np.asarray(image)
-            if values == "colours":
-                red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), np.int32), 2, 0)
-                return red << 16 | green << 8 | blue
-            # Pillow has no 16-bit colour, OpenCV writes to stderr on a broken file: Pillow first.
-            image.verify()
-        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-        return np.asarray(pixels)[..., 2]  # OpenCV's order is blue, green, red
+            red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), np.int32), 2, 0)
+            return red << 16 | green << 8 | blue
     except Exception as error:  # whatever a decoder raises on a broken file
-        raise ValueError(f"not a readable PNG: {error}") from error
+        raise ValueError(f"damaged: {error}") from error

@@ -16,40 +16,17 @@ from ssda.datasets.loading import (
     source_batches,
     target_batches,
 )
-from ssda.engine.evaluation import image_batches, spread
+from ssda.engine.statistics import use_target_statistics
 from ssda.engine.training import Progress, StepRecord, create_optimiser, train
 from ssda.labels import LabelSpace
 from ssda.method.adaptation import Networks, joint_step, look
 from ssda.method.guidance import PREDICTED_SHARE, Task
-from ssda.method.source import frozen_encoder, stochastic_pass
+from ssda.method.source import frozen_encoder
 from ssda.method.subdomains import PredictedShares
-from ssda.method.teacher import create_teacher, update_teacher
+from ssda.method.teacher import create_teacher, moving_average
 from ssda.networks.encoders import Encoder, load_imagenet_weights
-from ssda.networks.normalisation import reestimate_statistics
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
-from ssda.randomness import generator
-
-STATISTICS_IMAGES = 500
-"""How many target images the statistics of batch normalisation are estimated from, at most."""
-
-
-def use_target_statistics(network: Segmenter, target: Index, params: Params) -> None:
-    """Replace the network's running statistics by those of target images ("AdaBN")."""
-    samples = spread(target, STATISTICS_IMAGES, params)
-    count = 0
-
-    def run(images: torch.Tensor) -> None:
-        nonlocal count
-        draws = [
-            generator(params.random_state, "statistics", count + i) for i in range(len(images))
-        ]
-        count += len(images)
-        stochastic_pass(network, network.pad(images), 1, draws)
-
-    reestimate_statistics(
-        network, image_batches(samples, params.adapt.batch_size, network.device), run
-    )
 
 
 def start_networks(student: Segmenter, target: Index, params: Params) -> Networks:
@@ -115,9 +92,6 @@ def adapt_steps(
             report |= look(networks, source, target, task, step)
         return report
 
-    def after_update(step: int) -> None:
-        update_teacher(networks.teacher, networks.student, step, settings.teacher_momentum)
-
     def files(step: int) -> list[Path]:
         return [
             path
@@ -131,9 +105,10 @@ def adapt_steps(
         settings.iterations,
         zip(labelled, unlabelled, strict=True),
         add_gradients,
-        after_update,
+        moving_average(networks.teacher, networks.student, settings.teacher_momentum),
         progress=progress,
         files=files,
+        compiled=params.compute.compile,
     ):
         if record.problem is None and PREDICTED_SHARE in record.report:
             networks.predicted.take(record.report[PREDICTED_SHARE])

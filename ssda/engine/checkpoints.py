@@ -4,24 +4,45 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ssda.files import write_atomically
 from ssda.labels import LabelSpace, parse_space
-from ssda.networks.encoders import check_finite
+from ssda.networks.encoders import check_finite, is_built_in
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Model
-from ssda.sections import validate
+from ssda.sections import Section, parse_json, validate
+
+Mean = Annotated[float, Field(ge=-1000, le=1000)]
+Deviation = Annotated[float, Field(ge=0.001, le=1000)]
+
+
+class Description(Section):
+    """What a file says of its network; of where the encoder's weights came from it says nothing."""
+
+    model: dict[str, Any]
+    space: dict[str, Any]
+    mean: tuple[Mean, Mean, Mean] | None = None
+    """Of the images that the encoder learnt from, in [0, 1]; None: what timm says of it."""
+    std: tuple[Deviation, Deviation, Deviation] | None = None
+    """Their standard deviation."""
 
 
 def save_network(path: Path, network: Segmenter, model: Model, space: LabelSpace) -> None:
     """Write weights and all that is needed to use them: the network's and the classes' names."""
+    encoder = network.encoder
+    described = model.model_copy(update={"encoder": encoder.name, "weights": None})
     description = {
-        "model": model.model_copy(update={"weights": None}).model_dump(),
+        "model": described.model_dump(),
         "space": space.content(),
+        "mean": encoder.mean.flatten().tolist(),
+        "std": encoder.std.flatten().tolist(),
     }
     state = {
         name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
@@ -36,6 +57,8 @@ def save_network(path: Path, network: Segmenter, model: Model, space: LabelSpace
 def load_network(path: Path) -> tuple[Segmenter, LabelSpace]:
     """The network that `save_network` wrote, on the CPU in evaluation mode, and its classes.
 
+    Nothing but this file is read, whatever it says: encoders are those that are built in.
+
     Raises ValueError naming the file where it is missing, damaged or of another kind.
     """
     if not path.is_file():
@@ -46,16 +69,38 @@ def load_network(path: Path) -> tuple[Segmenter, LabelSpace]:
             state = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error})") from error
-    description: dict[str, Any] = json.loads(metadata.get("ssda", "{}"))
-    if "model" not in description:
+    content = parse_json(metadata.get("ssda", "{}"), str(path))
+    if content == {}:
         raise ValueError(f"{path}: does not describe itself; only files of this project do")
-    space = parse_space(description["space"], str(path))
-    network = Segmenter(validate(Model, description["model"], str(path)), space.num_classes)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
+    description = validate(Description, content, str(path))
+    model = validate(Model, description.model, str(path))
+    space = parse_space(description.space, str(path))
+    if not is_built_in(model.encoder):
         raise ValueError(
-            f"{path}: weights do not fit: {str(error).splitlines()[1].strip().split(', ')[0]}"
-        ) from error
+            f"{path}: model.encoder = {model.encoder!r}: allowed in a file are mit_b0 to mit_b5 "
+            "and encoders that timm has built in"
+        )
+    with torch.device("meta"):  # a wrong description must not fill the memory
+        blank = Segmenter(model, space.num_classes)
+    if problem := _misfit(state, blank.state_dict()):
+        raise ValueError(f"{path}: weights do not fit: {problem}")
     check_finite(state, str(path))
+    network = Segmenter(model, space.num_classes)
+    network.load_state_dict(state)
+    if description.mean is not None and description.std is not None:
+        network.encoder.normalise(description.mean, description.std)
     return network.eval(), space
+
+
+def _misfit(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
+    """The first difference in names, shapes and types."""
+    for name in sorted(expected.keys() | state.keys()):
+        if name not in state:
+            return f"Missing key {name}"
+        if name not in expected:
+            return f"Unexpected key {name}"
+        if state[name].shape != expected[name].shape:
+            return f"{name} has the shape {[*state[name].shape]}, not {[*expected[name].shape]}"
+        if state[name].dtype != expected[name].dtype:
+            return f"{name} is {state[name].dtype}, not {expected[name].dtype}"
+    return None

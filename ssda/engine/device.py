@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -88,3 +89,17 @@ def describe(device: torch.device) -> str:
         threads = torch.get_num_threads()
         place = f"{threads} thread{'s' if threads > 1 else ''} of the CPU"
     return place if count() == 1 else f"{count()} processes, each on {place}"
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """The most memory, in GiB, that tensors have held on a GPU, or this process on a CPU.
+
+    None where the system does not tell; Linux does.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 2**20
+    return None

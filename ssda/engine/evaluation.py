@@ -1,62 +1,74 @@
-"""Scoring a network on labelled images, in constant memory."""
+"""Scoring networks on whole images, in constant memory; of several processes each sees a share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ssda.datasets.index import Index
-from ssda.datasets.loading import EvaluationSamples
-from ssda.engine.metrics import confusion_matrix, mean_iou
-from ssda.labels import LabelSpace
+from ssda.datasets.loading import EvaluationSamples, evaluation_batches
+from ssda.engine.metrics import known_classes, mean_iou, pair_counts
+from ssda.labels import IGNORE, LabelSpace
 from ssda.method.uncertainty import entropy, predictive_entropy
 from ssda.networks.heads import enlarge
 from ssda.networks.segmenter import Segmenter
 from ssda.networks.windows import slide
 from ssda.params import Params, Windows
+from ssda.processes import summed
 from ssda.randomness import generator
 
 
-def score(
-    network: Segmenter,
-    samples: EvaluationSamples,
-    num_classes: int,
-    batch_size: int,
-    *,
-    windows: Windows | None = None,
-    flip: bool = False,
-) -> Tensor:
-    """Confusion matrix (C, C) int64 on the CPU, at the labels' full size.
+@torch.inference_mode()
+def score(networks: Sequence[Segmenter], index: Index, params: Params) -> list[Tensor]:
+    """Confusion matrix (C, C) int64 of each network, on the CPU, at the labels' full size.
+
+    Each image is read once, for all networks, and seen as `evaluate` says. Pixels are counted on
+    the device and brought over at the end.
 
     Args:
-        network: is put into evaluation mode for the while.
-        samples: images with labels.
-        num_classes: C.
-        batch_size: images, or windows of one image, a forward pass.
-        windows: slide over the image with these; None sees it as a whole.
-        flip: average with the logits of the mirrored image.
+        networks: on one device; in evaluation mode for the while.
+        index: a labelled split.
+        params: sizes, windows, flip.
     """
-    total = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    for images, labels in batches(samples, batch_size if windows is None else 1):
-        logits = predict(network, images, windows=windows, per_pass=batch_size, flip=flip)
-        for image_logits, label in zip(logits, labels, strict=True):
-            assert label is not None
-            total += _confusion(image_logits, label, num_classes)
-    return total
-
-
-def validation_score(
-    network: Segmenter, index: Index, params: Params, space: LabelSpace
-) -> float | None:
-    """MIoU in per cent on a labelled split, for the curve: nothing may choose by it."""
+    device = networks[0].device
+    totals = [
+        torch.zeros(IGNORE + 1, each.num_classes, dtype=torch.int64, device=device)
+        for each in networks
+    ]
     samples = EvaluationSamples(index, params.images.target_size)
-    return mean_iou(
-        score(network, samples, space.num_classes, params.runtime.evaluation_batch_size)
-    )
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(evaluating(network))
+        for batch in evaluation_batches(samples, _most(params), params.runtime.workers):
+            images = batch.images.to(device)
+            labels = [label.to(device) for label in batch.labels if label is not None]
+            for network, total in zip(networks, totals, strict=True):
+                logits = _see(network, images, params)
+                for image_logits, label in zip(logits, labels, strict=True):
+                    found = _classes(image_logits.unsqueeze(0), label.shape)
+                    total += pair_counts(found, label, network.num_classes)
+    return [known_classes(counts).cpu() for counts in summed(torch.stack(totals))]
+
+
+def validation_scores(
+    networks: Sequence[Segmenter], index: Index, params: Params
+) -> list[float | None]:
+    """MIoU of each network in per cent on a labelled split, for the curve: nothing chooses by it.
+
+    It is taken as the report's is, and over the classes that the gate of pull requests looks at.
+    """
+    classes = main_classes(index.space, params.evaluate.subsets)
+    return [mean_iou(confusion, classes) for confusion in score(networks, index, params)]
+
+
+def main_classes(space: LabelSpace, subsets: tuple[str, ...]) -> tuple[int, ...] | None:
+    """Classes of the mIoU that counts: those of the first of these subsets, or all (None)."""
+    return space.subsets[subsets[0]] if subsets else None
 
 
 SCORE_IMAGES = 60
@@ -79,22 +91,23 @@ def label_free_score(
     grows when one class spreads over others. How it goes with mIoU: docs/experiments.md.
 
     Args:
-        network: is put into evaluation mode for the while.
+        network: in evaluation mode for the while.
         index: images of the target; labels are not opened.
         class_frequencies: (C,) of the source, sum to 1.
-        params: sizes.
+        params: sizes, windows, flip.
     """
-    count = params.runtime.evaluation_batch_size
-    pixels, total = 0, torch.zeros((), device=network.device)
-    summed: Tensor | float = 0.0
-    for images, _ in batches(spread(index, SCORE_IMAGES, params), count):
-        probabilities = predict(network, images).softmax(1)
-        pixels += probabilities.numel() // probabilities.shape[1]
-        total += entropy(probabilities, 1).sum()
-        summed = summed + probabilities.sum((0, 2, 3))
-    assert isinstance(summed, Tensor), "no images"
-    shares = summed / pixels
-    information = entropy(shares, 0) - total / pixels
+    samples = spread(index, SCORE_IMAGES, params)
+    # Of each class the sum of its probabilities; then of all pixels entropy and number.
+    sums = torch.zeros(network.num_classes + 2, dtype=torch.float64, device=network.device)
+    with evaluating(network):
+        for batch in evaluation_batches(samples, _most(params), params.runtime.workers):
+            probabilities = _see(network, batch.images, params).softmax(1)
+            sums[:-2] += probabilities.sum((0, 2, 3))
+            sums[-2] += entropy(probabilities, 1).sum()
+            sums[-1] += probabilities[:, 0].numel()
+    sums = summed(sums)
+    shares = sums[:-2] / sums[-1]
+    information = entropy(shares, 0) - sums[-2] / sums[-1]
     return float(information - class_shift(shares, class_frequencies.to(shares)))
 
 
@@ -138,9 +151,6 @@ def _look(
     flip: bool,
 ) -> Tensor:
     """As `predict`, of what `ask` says of images (N, 3, H, W) in [0, 1], (N, C, h, w)."""
-    training = network.training
-    if training:
-        network.eval()
     inputs = images.to(network.device).float() / 255.0
 
     def see(inputs: Tensor) -> Tensor:
@@ -157,12 +167,24 @@ def _look(
             lambda crops: enlarge(ask(crops), window).unsqueeze(0),
         )[0]
 
-    said = see(inputs)
-    if flip:
-        said = (said + see(inputs.flip(-1)).flip(-1)) / 2
-    if training:
-        network.train()
+    with evaluating(network):
+        said = see(inputs)
+        if flip:
+            said = (said + see(inputs.flip(-1)).flip(-1)) / 2
     return said
+
+
+@contextmanager
+def evaluating(network: Segmenter) -> Generator[None]:
+    """Inside, the network is in evaluation mode."""
+    training = network.training
+    if training:
+        network.eval()
+    try:
+        yield
+    finally:
+        if training:
+            network.train()
 
 
 def predict_labels(
@@ -171,11 +193,12 @@ def predict_labels(
     size: torch.Size,
     *,
     windows: Windows | None = None,
+    per_pass: int = 1,
     flip: bool = False,
 ) -> Tensor:
     """Train ids (H, W) uint8 on the CPU, at `size`, of one image (3, h, w) uint8."""
-    logits = predict(network, image.unsqueeze(0), windows=windows, flip=flip)
-    return _classes(logits, size)
+    logits = predict(network, image.unsqueeze(0), windows=windows, per_pass=per_pass, flip=flip)
+    return _classes(logits, size).cpu()
 
 
 @torch.inference_mode()
@@ -213,41 +236,28 @@ def predict_uncertainty(
         return torch.cat([prediction.logits, entropy.unsqueeze(1)], dim=1)
 
     said = _look(network, images, ask, windows, per_pass, flip)
-    labels = torch.stack([_classes(each[None, :-1], size) for each in said])
+    labels = torch.stack([_classes(each[None, :-1], size).cpu() for each in said])
     return labels, enlarge(said[:, -1:], size)[:, 0].clamp(0.0, 1.0).cpu()
 
 
-def _confusion(logits: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    prediction = _classes(logits.unsqueeze(0), label.shape)
-    return confusion_matrix(prediction, label, num_classes=num_classes)
+def _see(network: Segmenter, images: Tensor, params: Params) -> Tensor:
+    """Logits of a batch, seen as `evaluate` says."""
+    return predict(
+        network,
+        images,
+        windows=params.evaluate.windows,
+        per_pass=params.runtime.evaluation_batch_size,
+        flip=params.evaluate.flip,
+    )
+
+
+def _most(params: Params) -> Callable[[object], int]:
+    """How many images are seen at once: with windows these are what a forward pass has many of."""
+    count = 1 if params.evaluate.windows is not None else params.runtime.evaluation_batch_size
+    return lambda _: count
 
 
 def _classes(logits: Tensor, size: torch.Size) -> Tensor:
-    """Train ids (H, W) uint8 on the CPU, at `size`, of logits (1, C, h, w)."""
+    """Train ids (H, W) uint8 at `size`, of logits (1, C, h, w)."""
     # On the CPU `max` takes a quarter of the time of `argmax`.
-    return enlarge(logits, size).max(dim=1).indices[0].to("cpu", torch.uint8)
-
-
-def batches(
-    samples: EvaluationSamples, batch_size: int
-) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
-    """Images (N, 3, H, W) uint8 of one size each, with their labels, in order."""
-    images: list[Tensor] = []
-    labels: list[Tensor | None] = []
-    for i in range(len(samples)):
-        image, label = samples[i]
-        if images and (len(images) == batch_size or image.shape != images[0].shape):
-            yield torch.stack(images), labels
-            images, labels = [], []
-        images.append(image)
-        labels.append(label)
-    if images:
-        yield torch.stack(images), labels
-
-
-def image_batches(
-    samples: EvaluationSamples, batch_size: int, device: torch.device
-) -> Iterable[Tensor]:
-    """Images alone, (N, 3, H, W) in [0, 1] on the device."""
-    for images, _ in batches(samples, batch_size):
-        yield images.to(device).float() / 255.0
+    return enlarge(logits, size).max(dim=1).indices[0].to(torch.uint8)

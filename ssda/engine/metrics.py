@@ -38,13 +38,43 @@ def confusion_matrix(
         low, high = (int(v) for v in values.aminmax()) if values.numel() else (0, 0)
         if low < 0 or high > last:
             raise _wrong_class(name, low if low < 0 else high, num_classes)
-    # One bincount of small integers, without a mask: bytes to ignore have a row of their own.
-    small = torch.int16 if (IGNORE + 1) * num_classes <= 2**15 else torch.int64
+    return known_classes(pair_counts(prediction, target, num_classes))
+
+
+def pair_counts(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Counts (256, C) int64 of (truth, prediction), truths that are no class included.
+
+    On CUDA nothing is read off the device.
+
+    Args:
+        prediction: integer class of each pixel, any shape; in [0, C), which is not checked.
+        target: truth, of the same shape; in [0, 255], which is not checked.
+        num_classes: C.
+    """
+    bins = (IGNORE + 1) * num_classes
+    small = torch.int16 if bins <= 2**15 else torch.int64
     pairs = (target.to(small) * num_classes + prediction.to(small)).flatten()
-    counts = torch.bincount(pairs, minlength=(IGNORE + 1) * num_classes).view(-1, num_classes)
+    counts = (
+        scattered_counts(pairs, bins) if pairs.is_cuda else torch.bincount(pairs, minlength=bins)
+    )
+    return counts.view(-1, num_classes)
+
+
+def known_classes(counts: Tensor) -> Tensor:
+    """The confusion matrix (C, C) in what `pair_counts` gives; 255 does not count.
+
+    Raises ValueError where the truth has another byte that is no class.
+    """
+    num_classes = counts.shape[1]
     if wrong := counts[num_classes:IGNORE].sum(1).nonzero().flatten().tolist():
         raise _wrong_class("target", num_classes + wrong[-1], num_classes)
     return counts[:num_classes]
+
+
+def scattered_counts(values: Tensor, bins: int) -> Tensor:
+    """How often each of 0 to bins - 1 occurs; `bincount` would wait for the largest on CUDA."""
+    values = values.long()
+    return values.new_zeros(bins).scatter_add_(0, values, torch.ones_like(values))
 
 
 def _wrong_class(name: str, value: int, num_classes: int) -> ValueError:

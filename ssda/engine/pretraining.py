@@ -64,4 +64,5 @@ def pretrain_steps(
         add_gradients,
         progress=progress,
         files=lambda step: batch_files(samples, step, settings.batch_size),
+        compiled=params.compute.compile,
     )

@@ -81,9 +81,11 @@ def restore(
     for number, parameter in enumerate(_parameters(optimiser)):
         prefix = f"optimiser.{number}."
         moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        for key, value in moments.items():
-            if value.shape == parameter.shape:  # laid out as the parameter, so that bits agree
-                moments[key] = torch.empty_like(parameter).copy_(value)
+        for key, value in moments.items():  # laid out as the parameter, so that bits agree
+            same = value.shape == parameter.shape
+            moments[key] = (
+                torch.empty_like(parameter).copy_(value) if same else value.to(parameter.device)
+            )
         optimiser.state[parameter] = moments
 
 

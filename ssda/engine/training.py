@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -11,10 +13,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ssda.engine.flops import FlopCounter
+from ssda.engine.speed import Cost, awaited
 from ssda.networks.normalisation import batch_normalisations
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Optimiser
-from ssda.processes import add_up, averaged, count, summed
+from ssda.processes import add_up, count
+from ssda.tensors import copy_all, of_one_type
 
 BatchType = TypeVar("BatchType")
 WARMUP_START = 1e-6
@@ -45,16 +50,20 @@ class StepRecord:
         learning_rate: the encoder's.
         report: detached tensors, still on the device; `scalars` brings them off it.
         problem: what was not finite, so that the step changed nothing; None in a good step.
+        cost: what the step took.
     """
 
     step: int
     learning_rate: float
     report: dict[str, Tensor]
-    problem: str | None = None
+    problem: str | None
+    cost: Cost
 
     def scalars(self) -> dict[str, float]:
-        """The report's scalars as numbers."""
-        return {name: float(value) for name, value in self.report.items() if value.dim() == 0}
+        """The report's scalars as numbers; one wait for the device."""
+        scalars = {name: value for name, value in self.report.items() if value.dim() == 0}
+        values = torch.stack([value.double() for value in scalars.values()]).tolist()
+        return dict(zip(scalars, values, strict=True))
 
 
 def train(
@@ -67,6 +76,7 @@ def train(
     *,
     progress: Progress,
     files: Callable[[int], list[Path]],
+    compiled: bool = False,
 ) -> Iterator[StepRecord]:
     """Train a network, one optimiser step a batch.
 
@@ -82,22 +92,35 @@ def train(
         after_update: called with the step's number once the weights have changed.
         progress: where to begin.
         files: the images in a step's batch, for messages.
+        compiled: whether the network is; its operations are not counted then.
 
     Raises:
         FloatingPointError: PATIENCE steps in a row were left out; the message names the last step,
             what was not finite and the files.
     """
     optimiser = progress.optimiser
+    parameters = list(network.parameters())
+    statistics = own_statistics(network)
+    buffers = of_one_type(network.buffers())
+    kept = [[buffer.clone() for buffer in group] for group in buffers]
     rates = [group["lr"] for group in optimiser.param_groups]
     left_out = 0
-    for step, batch in enumerate(batches, progress.steps):
+    for step, (asked, waited, batch) in enumerate(awaited(batches), progress.steps):
         factor = learning_rate_factor(step, iterations, settings.warmup)
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * factor
         optimiser.zero_grad()
-        buffers = [buffer.clone() for buffer in network.buffers()]
-        report = combine(network, add_gradients(batch, step))
-        problem = find_problem(network, report)
+        for values, before in zip(buffers, kept, strict=True):
+            copy_all(values, before)
+        # Where there is a peak to hold it against. The first step may draw a picture. Counted code
+        # runs uncompiled, and so might round in another way.
+        on_card = network.device.type == "cuda" and not compiled
+        counted = on_card and step == progress.steps + 1
+        with FlopCounter() if counted else nullcontext() as counter:
+            report = add_gradients(batch, step)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        combine(gradients, statistics, report)
+        problem = find_problem(gradients, report)
         if problem is None:
             left_out = 0
             optimiser.step()
@@ -105,9 +128,11 @@ def train(
                 after_update(step)
         else:
             left_out += 1
-            for buffer, before in zip(network.buffers(), buffers, strict=True):
-                buffer.copy_(before)
-        yield StepRecord(step, settings.learning_rate * factor, report, problem)
+            for values, before in zip(buffers, kept, strict=True):
+                copy_all(before, values)
+        operations = counter.total if counter else None
+        cost = Cost(time.perf_counter() - asked, waited, operations)
+        yield StepRecord(step, settings.learning_rate * factor, report, problem, cost)
         if left_out == PATIENCE:
             raise FloatingPointError(
                 f"step {step}: {problem}, the {PATIENCE}th step in a row that is not finite; "
@@ -116,20 +141,28 @@ def train(
 
 
 @torch.no_grad()
-def combine(network: nn.Module, report: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add up gradients and losses over processes, average running statistics; returns the report.
+def combine(gradients: list[Tensor], statistics: list[Tensor], report: dict[str, Tensor]) -> None:
+    """Over processes add up gradients and report, average statistics; in place, in two messages.
 
-    Where statistics are synchronised their mean is what all have.
+    What has rows and columns is for a person to look at and stays the process's own.
     """
     if count() == 1:
-        return report
-    add_up(p.grad for p in network.parameters() if p.grad is not None)
-    for layer in batch_normalisations(network):
-        for values in (layer.running_mean, layer.running_var):
-            if values is not None:
-                values.copy_(averaged(values))
-    losses = {name: summed(value) for name, value in report.items() if name.startswith("loss_")}
-    return report | losses
+        return
+    for values in statistics:
+        values.div_(count())
+    add_up([*gradients, *statistics])
+    add_up(value for value in report.values() if value.dim() < 2)
+
+
+def own_statistics(network: nn.Module) -> list[Tensor]:
+    """The running statistics that each process has of its own images; synchronised ones are not."""
+    return [
+        values
+        for layer in batch_normalisations(network)
+        if not isinstance(layer, nn.SyncBatchNorm)
+        for values in (layer.running_mean, layer.running_var)
+        if values is not None
+    ]
 
 
 def create_optimiser(network: Segmenter, settings: Optimiser) -> torch.optim.AdamW:
@@ -147,7 +180,7 @@ def create_optimiser(network: Segmenter, settings: Optimiser) -> torch.optim.Ada
         [*encoder, {"params": head, "lr": settings.learning_rate * settings.head_factor}],
         weight_decay=settings.weight_decay,
         betas=(0.9, 0.999),
-        foreach=True,
+        fused=True,
     )
 
 
@@ -159,13 +192,12 @@ def learning_rate_factor(step: int, iterations: int, warmup: int) -> float:
     return decay * (1.0 - (1.0 - step / warmup) * (1.0 - WARMUP_START))
 
 
-def find_problem(network: nn.Module, report: dict[str, Tensor]) -> str | None:
+def find_problem(gradients: list[Tensor], report: dict[str, Tensor]) -> str | None:
     """What is not finite, such as "loss_mix = nan"; None where all losses and gradients are.
 
     Reads one number off the device: as all lies on it in one sum, a step waits once.
     """
     losses = {name: value for name, value in report.items() if name.startswith("loss_")}
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     if math.isfinite(float(torch.stack([norm, *losses.values()]).sum())):
         return None

@@ -76,9 +76,10 @@ def joint_step(
         step: number of the step, from 0; addresses its random draws.
 
     Returns:
-        Detached losses (`loss_...`, unweighted) and label-free indicators, all scalars but two
-        (C,): `seed_share`, the share of each class's pseudo labels that are seeds (NaN: no label),
-        and `predicted_share`, what the running shares become with this step.
+        Detached losses (`loss_...`, unweighted) and label-free indicators; those of several
+        processes add up. All scalars but two (C,): `seed_share`, the share of each class's pseudo
+        labels that are seeds (NaN: no label), and `predicted_share`, what the running shares
+        become with this step.
     """
     settings = task.settings
     pull = None

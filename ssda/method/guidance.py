@@ -24,7 +24,7 @@ from ssda.method.uncertainty import STATISTICS, entropy
 from ssda.networks.heads import enlarge
 from ssda.networks.segmenter import Prediction, Segmenter
 from ssda.params import Adapt
-from ssda.processes import averaged, gathered, own, summed
+from ssda.processes import divided, gathered, own, summed
 from ssda.randomness import generators
 
 PREDICTED_SHARE = "predicted_share"
@@ -63,6 +63,7 @@ class Guidance:
         uncertainty: (N, h, w) on the logits' grid; None where no loss needs seeds.
         seeds: (N, h, w) bool, m; None likewise.
         grid_labels: (N, h, w) int64, the pseudo labels that seeds were drawn from.
+        label_counts: (256,) int64, pixels of each of them in all processes; None without seeds.
         entropy: scalar, mean entropy of the teacher in bits.
         predicted_shares: (C,) p_c with this batch; None where it corrects no ratio.
     """
@@ -72,6 +73,7 @@ class Guidance:
     uncertainty: Tensor | None
     seeds: Tensor | None
     grid_labels: Tensor
+    label_counts: Tensor | None
     entropy: Tensor
     predicted_shares: Tensor | None
 
@@ -97,25 +99,28 @@ def guide(
     probabilities = logits.softmax(dim=1)
     confidence, labels = probabilities.max(dim=1)
     labels = labels.masked_fill(~shrink_mask(target.counted, logits.shape[-2:]), IGNORE)
-    uncertainty = seeds = predicted_shares = None
+    uncertainty = seeds = counts = predicted_shares = None
     if needs_seeds(task):
         members = ensemble(prediction, settings.members).softmax(dim=2)
         uncertainty = STATISTICS[settings.statistic](members)
-        ratios, everywhere = task.ratios, gathered(labels)
+        everywhere = gathered(torch.stack([labels.float(), uncertainty, confidence], dim=1))
+        all_labels, all_uncertainty, all_confidence = everywhere.unbind(1)
+        counts, ratios = label_counts(all_labels), task.ratios
         if settings.correction > 0:
             momentum = task.settings.teacher_momentum
-            predicted_shares = predicted.after(everywhere, step=step, momentum=momentum)
+            predicted_shares = predicted.after(all_labels, step=step, momentum=momentum)
             ratios = corrected_ratios(
                 ratios, task.class_frequencies, predicted_shares, power=settings.correction
             )
-        seeds_everywhere = select_seeds(
-            everywhere,
-            gathered(uncertainty),
-            gathered(confidence),
-            ratios,
-            min_pixels=settings.min_pixels,
+        seeds = own(
+            select_seeds(
+                all_labels,
+                all_uncertainty,
+                all_confidence,
+                ratios,
+                min_pixels=settings.min_pixels,
+            )
         )
-        seeds = own(seeds_everywhere)
         if settings.max_uncertainty is not None:
             seeds &= uncertainty <= settings.max_uncertainty
     mix_weights = pseudo.weights
@@ -127,6 +132,7 @@ def guide(
         uncertainty,
         seeds,
         labels,
+        counts,
         entropy(probabilities, 1).mean(),
         predicted_shares,
     )
@@ -146,24 +152,26 @@ def ensemble(prediction: Prediction, members: str) -> Tensor:
 def seed_weights(pseudo: PseudoLabels, seeds: Tensor) -> Tensor:
     """The weights (N, H, W) on seeds alone, so much larger that their sum stays."""
     kept = pseudo.weights * seeds
-    total = summed(kept.sum()).clamp_min(torch.finfo(kept.dtype).tiny)
-    return kept * (summed(pseudo.weights.sum()) / total)
+    total, on_seeds = summed(torch.stack([pseudo.weights.sum(), kept.sum()]))
+    return kept * (total / on_seeds.clamp_min(torch.finfo(kept.dtype).tiny))
 
 
 @torch.no_grad()
 def indicators(guidance: Guidance, num_classes: int) -> dict[str, Tensor]:
-    """Label-free indicators of how adaptation goes."""
-    report = {"certain_share": guidance.pseudo.certain_share, "entropy": averaged(guidance.entropy)}
+    """Label-free indicators of how adaptation goes; those of several processes add up."""
+    report = {
+        "certain_share": divided(guidance.pseudo.certain_share),
+        "entropy": divided(guidance.entropy),
+    }
     if guidance.uncertainty is not None and guidance.seeds is not None:
+        assert guidance.label_counts is not None
         seed_labels = guidance.grid_labels.masked_fill(~guidance.seeds, IGNORE)
-        counts = summed(
-            torch.stack([label_counts(guidance.grid_labels), label_counts(seed_labels)])
-        )
-        report["uncertainty"] = averaged(guidance.uncertainty.mean())
-        report["seeds"] = averaged(guidance.seeds.float().mean())
-        report["seed_share"] = (counts[1] / counts[0])[:num_classes]
+        seed_share = label_counts(seed_labels) / guidance.label_counts
+        report["uncertainty"] = divided(guidance.uncertainty.mean())
+        report["seeds"] = divided(guidance.seeds.float().mean())
+        report["seed_share"] = seed_share[:num_classes]
     if guidance.predicted_shares is not None:
-        report[PREDICTED_SHARE] = guidance.predicted_shares
+        report[PREDICTED_SHARE] = divided(guidance.predicted_shares)
     return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -12,6 +13,7 @@ from ssda.networks.heads import enlarge
 from ssda.networks.segmenter import Views
 from ssda.networks.windows import cut
 from ssda.processes import count, summed
+from ssda.tensors import on_device
 
 DETAIL_SHARE = 0.1
 """HRDA's lambda_d: the loss is 0.9 that of the fused logits and 0.1 that of the detail crops."""
@@ -86,7 +88,7 @@ def thing_cells(
         size: (h, w) of the cells.
         min_share: in (0, 1].
     """
-    classes = torch.tensor(things, device=labels.device).view(1, -1, 1, 1)
+    classes = on_device(np.array(things), labels.device).view(1, -1, 1, 1)
     covered = functional.adaptive_avg_pool2d(
         (labels.unsqueeze(1) == classes).float(), (size[0], size[1])
     )

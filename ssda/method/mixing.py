@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
+from torch.nn import functional
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from ssda.labels import IGNORE
 from ssda.params import Augmentation, Masking
+from ssda.tensors import on_device
 
 
 def paste_mask(labels: Tensor, generators: list[np.random.Generator]) -> Tensor:
     """Where source pixels are pasted: half (rounded up) of the classes of each image.
+
+    Only the device knows the classes; so the draw is an order of all there may be, and the first
+    half of those present is taken.
 
     Args:
         labels: (N, H, W) int64 source labels; IGNORE is no class.
@@ -21,13 +28,13 @@ def paste_mask(labels: Tensor, generators: list[np.random.Generator]) -> Tensor:
     Returns:
         (N, H, W) bool.
     """
-    masks: list[Tensor] = []
-    for label, rng in zip(labels, generators, strict=True):
-        classes = torch.unique(label)
-        classes = classes[classes != IGNORE].cpu().numpy()
-        chosen = rng.choice(classes, size=(len(classes) + 1) // 2, replace=False)
-        masks.append(torch.isin(label, torch.from_numpy(chosen).to(label.device)))
-    return torch.stack(masks)
+    pixels = labels.flatten(1)
+    order = on_device(np.stack([rng.permutation(IGNORE) for rng in generators]), labels.device)
+    present = torch.zeros(len(pixels), IGNORE + 1, dtype=torch.bool, device=labels.device)
+    ordered = present.scatter(1, pixels, True).gather(1, order)
+    number = ordered.cumsum(1)
+    first_half = ordered & (number <= (number[:, -1:] + 1) // 2)
+    return present.scatter(1, order, first_half).gather(1, pixels).view(labels.shape)
 
 
 def mix(mask: Tensor, source: Tensor, target: Tensor) -> Tensor:
@@ -43,30 +50,60 @@ def jitter(images: Tensor, settings: Augmentation, generators: list[np.random.Ge
         settings: strength and probability.
         generators: one an image.
     """
-    jittered: list[Tensor] = []
-    for image, rng in zip(images, generators, strict=True):
-        strength = settings.jitter_strength
-        brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
-        hue = rng.uniform(-strength, strength)
-        if rng.random() < settings.jitter_probability:
-            image = transforms.adjust_brightness(image, float(brightness))
-            image = transforms.adjust_contrast(image, float(contrast))
-            image = transforms.adjust_saturation(image, float(saturation))
-            image = transforms.adjust_hue(image, float(hue))
-        jittered.append(image)
-    return torch.stack(jittered)
+    strength = settings.jitter_strength
+    drawn = np.array([[*rng.uniform(-strength, strength, 4), rng.random()] for rng in generators])
+    if not (drawn[:, 4] < settings.jitter_probability).any():
+        return images
+    factors = on_device(drawn.astype(np.float32), images.device).view(-1, 5, 1, 1, 1)
+    brightness, contrast, saturation, hue, chance = factors.unbind(1)
+    jittered = (images * (1 + brightness)).clamp(0, 1)
+    mean = rgb_to_grayscale(jittered).mean((2, 3), keepdim=True)
+    jittered = mean.lerp(jittered, 1 + contrast).clamp(0, 1)
+    jittered = rgb_to_grayscale(jittered).lerp(jittered, 1 + saturation).clamp(0, 1)
+    return torch.where(chance < settings.jitter_probability, turn_hue(jittered, hue), images)
+
+
+def turn_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Images (N, 3, H, W) in [0, 1] with their hues moved along the circle of colours.
+
+    Args:
+        images: hue, chroma and value are those of HSV.
+        turns: (N, 1, 1, 1), in whole turns.
+    """
+    red, green, blue = images.split(1, dim=1)
+    value = images.amax(1, keepdim=True)
+    chroma = value - images.amin(1, keepdim=True)
+    is_red, is_green = value == red, value == green
+    slope = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
+    sixths = slope.div_(chroma.clamp_min(torch.finfo(images.dtype).tiny)).add_(6 * turns)
+    sixths.add_(torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0)))
+    offsets = torch.arange(3, -2, -2, device=images.device).view(3, 1, 1)
+    # How far the hue is from the one at which the channel is smallest, of its chroma without it.
+    distance = (sixths + offsets + 2).remainder_(6).sub_(2).abs_()
+    return value - chroma * (2 - distance).clamp_(0, 1)
 
 
 def blur(images: Tensor, settings: Augmentation, generators: list[np.random.Generator]) -> Tensor:
-    """Gaussian blur of each image with its own draw; images (N, 3, H, W)."""
-    blurred: list[Tensor] = []
-    for image, rng in zip(images, generators, strict=True):
-        sigma = float(rng.uniform(*settings.blur_sigma))
-        if rng.random() < settings.blur_probability:
-            kernel = 2 * int(np.ceil(3 * sigma)) + 1
-            image = transforms.gaussian_blur(image, [kernel, kernel], [sigma, sigma])
-        blurred.append(image)
-    return torch.stack(blurred)
+    """Gaussian blur of each image with its own draw.
+
+    Args:
+        images: (N, 3, H, W), both sides longer than three times the largest sigma.
+        settings: range of sigma in pixels, probability.
+        generators: one an image.
+    """
+    reach = math.ceil(3 * settings.blur_sigma[1])
+    offsets = np.arange(-reach, reach + 1)
+    sigmas = np.array([rng.uniform(*settings.blur_sigma) for rng in generators])
+    chosen = np.array([rng.random() < settings.blur_probability for rng in generators])
+    if not chosen.any():
+        return images
+    bells = np.exp(-0.5 * (offsets / sigmas[:, None]) ** 2)
+    kernels = np.where(chosen[:, None], bells / bells.sum(1, keepdims=True), offsets == 0)
+    weights = on_device(kernels.repeat(3, 0).astype(np.float32), images.device)
+    planes = functional.pad(images, [reach] * 4, mode="reflect").flatten(0, 1).unsqueeze(0)
+    for shape in ((-1, 1, 2 * reach + 1, 1), (-1, 1, 1, 2 * reach + 1)):
+        planes = functional.conv2d(planes, weights.view(shape), groups=len(weights))
+    return planes.view(images.shape)
 
 
 def mask_blocks(
@@ -84,5 +121,6 @@ def mask_blocks(
     block = settings.block
     grid = (-(-height // block), -(-width // block))
     drawn = np.stack([rng.random(grid) < settings.ratio for rng in generators])
-    masked = torch.from_numpy(drawn).repeat_interleave(block, 1).repeat_interleave(block, 2)
-    return torch.where(masked[:, None, :height, :width].to(images.device), fill, images)
+    masked = on_device(drawn, images.device)[:, None, :, None, :, None]
+    masked = masked.expand(-1, 1, -1, block, -1, block).flatten(4, 5).flatten(2, 3)
+    return torch.where(masked[..., :height, :width], fill, images)

@@ -16,7 +16,7 @@ from ssda.networks.normalisation import kept_statistics
 from ssda.networks.segmenter import Segmenter, Views
 from ssda.networks.windows import halve
 from ssda.params import FeatureDistance
-from ssda.processes import averaged
+from ssda.processes import divided
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def source_gradients(
         )
         losses["feature_distance"] = feature_distance(views.features[stage], reference, cells)
         total = total + pull.weight * losses["feature_distance"]
-        report["thing_cell_share"] = averaged(cells.float().mean())
+        report["thing_cell_share"] = divided(cells.float().mean())
     backpropagate(student, total)
     return report | {f"loss_{name}": loss.detach() for name, loss in losses.items()}
 

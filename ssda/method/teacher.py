@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ssda.labels import IGNORE
 from ssda.processes import summed
+from ssda.tensors import copy_all, of_one_type
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
@@ -22,24 +24,26 @@ def create_teacher(student: ModuleType) -> ModuleType:
     return teacher
 
 
-@torch.no_grad()
-def update_teacher(teacher: nn.Module, student: nn.Module, step: int, momentum: float) -> None:
-    """Teacher = a teacher + (1 - a) student with a = min(1 - 1 / (step + 1), momentum).
+def moving_average(
+    teacher: nn.Module, student: nn.Module, momentum: float
+) -> Callable[[int], None]:
+    """What makes teacher = a teacher + (1 - a) student after a step t, given its number.
 
-    Buffers (the running statistics, which only target images fill) are averaged as the weights
-    are; whole numbers are copied.
+    a = min(1 - 1 / (t + 1), momentum). Buffers (the running statistics, which only target images
+    fill) are averaged as the weights are; whole numbers are copied. The networks must keep their
+    tensors: they are looked up once.
     """
-    share = min(1.0 - 1.0 / (step + 1), momentum)
-    averaged: list[Tensor] = []
-    current: list[Tensor] = []
-    student_state = student.state_dict()
-    for name, value in teacher.state_dict().items():
-        if value.is_floating_point():
-            averaged.append(value)
-            current.append(student_state[name])
-        else:
-            value.copy_(student_state[name])
-    torch._foreach_lerp_(averaged, current, 1.0 - share)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    averages, news = (of_one_type(n.state_dict().values()) for n in (teacher, student))
+
+    def update(step: int) -> None:
+        kept = min(1.0 - 1.0 / (step + 1), momentum)
+        for average, new in zip(averages, news, strict=True):
+            if average[0].is_floating_point():
+                torch._foreach_lerp_(average, new, 1.0 - kept)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+            else:
+                copy_all(new, average)
+
+    return update
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ def pseudo_labels(
     """
     confidence, labels = probabilities.max(dim=1)
     certain = (confidence >= threshold) & counted
-    share = summed(certain.sum()) / summed(counted.sum()).clamp_min(1)
+    pixels = summed(torch.stack([certain.sum(), counted.sum()]))
+    share = pixels[0] / pixels[1].clamp_min(1)
     weights = certain.float() if weighting == "pixel" else share * counted.float()
     return PseudoLabels(labels.masked_fill(~counted, IGNORE), weights, share)

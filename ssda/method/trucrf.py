@@ -10,15 +10,18 @@ Truncating the field to a window makes it linear in pixels.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
+from subprocess import CalledProcessError
 from types import EllipsisType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+TRITON_CAPABILITY = (8, 0)
+"""Of a GPU, from which on Triton compiles for it."""
 
 
 def truncated_crf_loss(
@@ -76,8 +79,8 @@ class _TruncatedCRF(torch.autograd.Function):
     ) -> Tensor:
         precise = torch.promote_types(probabilities.dtype, torch.float32)
         form = by_offsets
-        if probabilities.is_cuda and precise == torch.float32:
-            form = _form_for_cuda()
+        if probabilities.is_cuda and precise == torch.float32 and missing_for_kernel() is None:
+            from ssda.method.trucrf_cuda import by_pixels as form
         energy, spread = form(
             probabilities.to(precise), image.to(precise), seed_mask, radius, sigma_xy, sigma_rgb
         )
@@ -119,18 +122,35 @@ def by_offsets(
 
 
 @cache
-def _form_for_cuda() -> Callable[..., tuple[Tensor, Tensor]]:
-    """The Triton kernel where it can be built, which takes a C compiler; else `by_offsets`."""
-    try:
-        from ssda.method.trucrf_cuda import by_pixels
+def missing_for_kernel() -> str | None:
+    """What the Triton kernel lacks on this machine's GPU; None where it runs.
 
-        tiny = torch.zeros(1, 3, 1, 1, device="cuda")
-        by_pixels(tiny, tiny, tiny[:, 0] > 0, 1, 1.0, 1.0)
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        warnings.warn(f"no Triton kernel, TruCRF takes its slower form: {reason}", stacklevel=2)
-        return by_offsets
-    return by_pixels
+    It takes Triton, a card that Triton compiles for, and a C compiler, with which Triton builds
+    what starts a kernel. A fault of the kernel itself is none of these: it is raised where it runs.
+    """
+    try:
+        from triton.runtime import driver
+    except ImportError:
+        return "Triton is not installed"
+    capability = torch.cuda.get_device_capability()
+    if capability < TRITON_CAPABILITY:
+        major, minor = capability
+        return f"Triton takes a GPU of compute capability 8.0, this one has {major}.{minor}"
+    try:
+        driver.active  # noqa: B018 - builds it
+    # No compiler, one that fails or is not there, no libcuda.so.
+    except (RuntimeError, CalledProcessError, OSError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        return f"Triton cannot be started: {reason}"
+    return None
+
+
+def describe_form(device: torch.device) -> str:
+    """Which form computes the loss on a device, and why, for a person."""
+    if device.type != "cuda":
+        return "plain form"
+    missing = missing_for_kernel()
+    return "Triton kernel" if missing is None else f"slower plain form ({missing})"
 
 
 Region = tuple[EllipsisType, slice, slice]

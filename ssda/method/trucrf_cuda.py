@@ -16,6 +16,8 @@ from torch import Tensor
 
 TILE = 64
 """Neighbouring pixels of a row that one program computes."""
+BLOCK = 32
+"""Classes that one program computes, at most: with more of them registers run out."""
 
 
 def by_pixels(
@@ -29,7 +31,9 @@ def by_pixels(
     """As ssda.method.trucrf.by_offsets, for float32."""
     count, classes, height, width = probabilities.shape
     spread = torch.empty_like(probabilities, memory_format=torch.contiguous_format)
-    grid = (triton.cdiv(width, TILE), height, count)
+    channels = min(BLOCK, triton.next_power_of_2(classes))
+    blocks = triton.cdiv(classes, channels)
+    grid = (triton.cdiv(width, TILE), height, count * blocks)
     energies = probabilities.new_empty(grid)
     _gather[grid](
         probabilities.contiguous(),
@@ -43,13 +47,13 @@ def by_pixels(
         1 / (2 * sigma_rgb**2),
         RADIUS=radius,
         CLASSES=classes,
-        CHANNELS=triton.next_power_of_2(classes),
+        CHANNELS=channels,
         TILE=TILE,
     )
     return energies.sum(), spread
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width"])
 def _gather(
     probabilities,
     image,
@@ -65,12 +69,15 @@ def _gather(
     CHANNELS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Half of each pixel's energy, summed over a tile, and S p."""
-    tile, y, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """Half of each pixel's energy, summed over a tile, and S p; of a block of classes."""
+    tile, y, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    blocks = tl.cdiv(CLASSES, CHANNELS)
+    n = block // blocks
+    first = block % blocks * CHANNELS
     size = (height * width).to(tl.int64)
     x = tile * TILE + tl.arange(0, TILE)
     inside = x < width
-    c = tl.arange(0, CHANNELS)[:, None]
+    c = first + tl.arange(0, CHANNELS)[:, None]
     here = y * width + x
     colours = image + n * 3 * size
     red = tl.load(colours + here, inside, 0.0)
@@ -102,5 +109,6 @@ def _gather(
     wanted = (c < CLASSES) & inside[None, :]
     own = tl.load(probabilities + place, wanted, 0.0)
     tl.store(spread + place, gathered, wanted)
-    energy = 0.5 * (tl.sum(total) - tl.sum(own * gathered))
-    tl.store(energies + (tile * height + y) * tl.num_programs(2) + n, energy)
+    pairs = tl.where(first == 0, tl.sum(total), 0.0)
+    energy = 0.5 * (pairs - tl.sum(own * gathered))
+    tl.store(energies + (tile * height + y) * tl.num_programs(2) + block, energy)

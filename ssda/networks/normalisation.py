@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from ssda.processes import count
+from ssda.processes import add_up, alone, count
 
 NetworkType = TypeVar("NetworkType", bound=nn.Module)
+BatchType = TypeVar("BatchType")
 
 
 def batch_normalisations(network: nn.Module) -> list[_BatchNorm]:
@@ -52,12 +53,13 @@ def kept_statistics(network: nn.Module) -> Generator[None]:
 
 @torch.no_grad()
 def reestimate_statistics(
-    network: nn.Module, batches: Iterable[Tensor], run: Callable[[Tensor], object]
+    network: nn.Module, batches: Iterable[BatchType], run: Callable[[BatchType], object]
 ) -> None:
-    """Replace the running statistics by the mean over batches of images (N, 3, H, W) in [0, 1].
+    """Replace the running statistics by the mean over batches; of several processes over all's.
 
-    `run` sends a batch through the network as training does. No weight changes ("AdaBN", Li et
-    al., 2017). The network's mode is the same afterwards.
+    `run` sends a batch through the network once, as training does, but each process normalises
+    its batches by themselves: they may have different numbers of them. No weight changes ("AdaBN",
+    Li et al., 2017). The network's mode is the same afterwards.
     """
     layers = batch_normalisations(network)
     if not layers:
@@ -66,10 +68,46 @@ def reestimate_statistics(
     training = network.training
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # a cumulative mean over the batches
     network.train()
-    for images in batches:
-        run(images)
+    seen = 0
+    with unsynchronised(layers):
+        for seen, batch in enumerate(batches, 1):
+            for layer in layers:
+                layer.momentum = 1.0 / seen  # a mean: without a momentum CUDA waits in each layer
+            run(batch)
     network.train(training)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
+    if count() > 1:
+        _average(layers, seen)
+
+
+@contextmanager
+def unsynchronised(layers: list[_BatchNorm]) -> Generator[None]:
+    """Inside, layers that `synchronised` made normalise by what their own process sees."""
+    synchronising = [layer for layer in layers if isinstance(layer, nn.SyncBatchNorm)]
+    group = alone() if synchronising else None
+    for layer in synchronising:
+        layer.process_group = group
+    yield
+    for layer in synchronising:
+        layer.process_group = None
+
+
+def _average(layers: list[_BatchNorm], batches: int) -> None:
+    """Average running statistics over processes, each by how many batches it has seen."""
+    statistics = [
+        values
+        for layer in layers
+        for values in (layer.running_mean, layer.running_var)
+        if values is not None
+    ]
+    total = statistics[0].new_tensor(batches)
+    for values in statistics:
+        values.mul_(batches)
+    add_up([*statistics, total])
+    for values in statistics:
+        values.div_(total)
+    for layer in layers:
+        if layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.copy_(total)

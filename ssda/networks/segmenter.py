@@ -26,6 +26,7 @@ from ssda.networks.heads import (
 from ssda.networks.stochastic_depth import draw_factors
 from ssda.networks.windows import Corner, cut, draw_corners, fuse, halve, pad_to, slide
 from ssda.params import Model
+from ssda.tensors import on_device
 
 DEEPLAB_RATES = (6, 12)
 WINDOWS = 9
@@ -196,13 +197,13 @@ class Segmenter(nn.Module):
         """Dropout masks (K, N, D), a generator a sample; on the network's device."""
         keep = 1.0 - self.dropout
         drawn = np.stack([rng.random((passes, self.width)) < keep for rng in generators], axis=1)
-        return torch.from_numpy(drawn.astype(np.float32) / keep).to(self.device)
+        return on_device(drawn.astype(np.float32) / np.float32(keep), self.device)
 
     def draw_depth(self, generators: list[np.random.Generator]) -> Tensor | None:
         """Factors (L, N) of stochastic depth, a generator a sample; None where there is none."""
         if not self.encoder.depths:
             return None
-        return draw_factors(self.encoder.depths, generators).to(self.device)
+        return on_device(draw_factors(self.encoder.depths, generators), self.device)
 
     def draw_corners(
         self, size: tuple[int, ...], generators: list[np.random.Generator]

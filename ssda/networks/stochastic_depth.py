@@ -7,7 +7,7 @@ skips depends on its place in the batch and on how many processes share the batc
 from __future__ import annotations
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
@@ -43,8 +43,10 @@ def take_over_depth(network: nn.Module) -> list[StochasticDepth]:
     return [layer for layer in network.modules() if isinstance(layer, StochasticDepth)]
 
 
-def draw_factors(depths: list[StochasticDepth], generators: list[np.random.Generator]) -> Tensor:
+def draw_factors(
+    depths: list[StochasticDepth], generators: list[np.random.Generator]
+) -> NDArray[np.float32]:
     """Factors (L, N) of L layers, a generator a sample."""
     rates = np.array([depth.rate for depth in depths])
     kept = np.stack([rng.random(len(rates)) >= rates for rng in generators], axis=1)
-    return torch.from_numpy((kept / (1 - rates[:, None])).astype(np.float32))
+    return (kept / (1 - rates[:, None])).astype(np.float32)

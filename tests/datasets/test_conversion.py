@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ssda.datasets import conversion
-from ssda.datasets.conversion import convert_split, write_field_statistics
+from ssda.datasets.conversion import check_split, convert_split, write_field_statistics
 from ssda.datasets.index import (
     Index,
     Record,
@@ -21,6 +21,7 @@ from ssda.datasets.index import (
     write_index,
 )
 from ssda.datasets.layouts import LAYOUTS, Layout, load_layout
+from ssda.datasets.loading import EvaluationSamples
 from ssda.labels import CITYSCAPES, IGNORE
 
 HEIGHT, WIDTH = 6, 8
@@ -166,6 +167,32 @@ def test_gta_labels_of_another_size_are_resized_and_counted(tmp_path: Path) -> N
     assert (read_label(index, index.records[1]) == expected).all()
 
 
+def test_a_label_of_another_shape_is_not_squashed(tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", "gta")
+    write_label(tmp_path / "raw/labels/00001.png", some_ids("gta").T, "gta")
+    with pytest.raises(ValueError, match=r"labels/00001.png: 6 x 8 pixels, needed are the image's"):
+        convert_gta(tmp_path)
+
+
+def test_a_label_fits_the_image_as_it_is_shown(tmp_path: Path) -> None:
+    """The photograph lies in its file; who drew the mask saw it upright."""
+    upright = np.zeros((96, 64), np.uint8) + 7
+    upright[:48, :32] = 26
+    photo = np.repeat(upright[..., None], 3, 2) * 8
+    exif = Image.Exif()
+    exif[0x112] = 6
+    path = tmp_path / "raw/images/1.png"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(np.rot90(photo)).save(path, exif=exif)
+    write_label(tmp_path / "raw/labels/1.png", upright, "gta")
+    index = convert_gta(tmp_path)
+    assert index.labels_resized == 0
+    assert [(record.width, record.height) for record in index.records] == [(64, 96)]
+    image, label = EvaluationSamples(index, None)[0]
+    assert label is not None and image.shape[1:] == label.shape == (96, 64)
+    assert np.array_equal(image[0].numpy() == 26 * 8, label.numpy() == 13)
+
+
 def test_without_labels_no_label_is_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +251,7 @@ def test_relative_roots_stay_relative(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_field_statistics(tmp_path: Path) -> None:
     def record(name: str, counts: tuple[int, ...]) -> Record:
-        return Record(name, f"images/{name}.png", 1, f"{name}.png", 2, 2, counts)
+        return Record(name, f"images/{name}.png", 1, "", f"{name}.png", 2, 2, counts)
 
     index = Index(
         tmp_path, Path("raw"), CITYSCAPES, (record("a", (3, 0, 1)), record("b", (0, 0, 4)))
@@ -263,7 +290,7 @@ def test_missing_and_foreign_indexes(tmp_path: Path, content: str | None) -> Non
 
 
 def test_records_are_written_in_order(tmp_path: Path) -> None:
-    records = [Record(name, name, 1, None, 2, 2, None) for name in "ba"]
+    records = [Record(name, name, 1, "", None, 2, 2, None) for name in "ba"]
     write_index(Index(tmp_path, Path("raw"), CITYSCAPES, tuple(records)))
     assert [record.name for record in read_index(tmp_path).records] == ["a", "b"]
 
@@ -328,15 +355,13 @@ CITY_LABEL = "gtFine/train/ulm/ulm_000001_gtFine_labelIds.png"
 @pytest.mark.parametrize(
     ("layout", "path", "damage", "expected"),
     [
-        ("gta", GTA_IMAGE, Path.unlink, f"{GTA_LABEL}: label without image"),
         ("gta", GTA_LABEL, Path.unlink, f"{GTA_IMAGE}: no label {GTA_LABEL}"),
         ("gta", GTA_IMAGE, truncate, f"{GTA_IMAGE}: truncated: the image's end marker"),
         ("gta", GTA_IMAGE, lambda path: path.write_bytes(b""), f"{GTA_IMAGE}: not a readable PNG"),
-        ("gta", GTA_IMAGE, a_folder, f"{GTA_IMAGE}: Is a directory"),
         ("gta", GTA_LABEL, truncate, f"{GTA_LABEL}: truncated: the image's end marker"),
-        ("gta", GTA_LABEL, flip_a_byte, f"{GTA_LABEL}: not a readable PNG"),
+        ("gta", GTA_LABEL, flip_a_byte, f"{GTA_LABEL}: damaged: wrong checksum"),
         ("gta", GTA_LABEL, jpeg, f"{GTA_LABEL}: not a readable PNG"),
-        ("gta", GTA_LABEL, a_folder, f"{GTA_LABEL}: Is a directory"),
+        ("gta", GTA_LABEL, a_folder, f"{GTA_IMAGE}: no label {GTA_LABEL}"),
         ("gta", GTA_LABEL, rgb8, f"{GTA_LABEL}: 8-bit RGB PNG, needed is 8-bit grey or palette"),
         ("gta", GTA_LABEL, rgb16, f"{GTA_LABEL}: 16-bit RGB PNG, needed is 8-bit grey or palette"),
         ("gta", GTA_LABEL, id_35_and_99, f"{GTA_LABEL}: id 35, 99: allowed are 0-34"),
@@ -344,7 +369,7 @@ CITY_LABEL = "gtFine/train/ulm/ulm_000001_gtFine_labelIds.png"
         ("synthia", SYNTHIA_LABEL, grey16, f"{SYNTHIA_LABEL}: 16-bit grey PNG, needed is 16-bit"),
         ("synthia", SYNTHIA_LABEL, id_300, f"{SYNTHIA_LABEL}: id 300: allowed are 0-22"),
         ("synthia", SYNTHIA_LABEL, truncate, f"{SYNTHIA_LABEL}: truncated: the image's end"),
-        ("synthia", SYNTHIA_LABEL, flip_a_byte, f"{SYNTHIA_LABEL}: not a readable PNG"),
+        ("synthia", SYNTHIA_LABEL, flip_a_byte, f"{SYNTHIA_LABEL}: damaged: wrong checksum"),
         ("cityscapes", CITY_LABEL, grey16, f"{CITY_LABEL}: 16-bit grey PNG, needed is 8-bit"),
         ("cityscapes", CITY_LABEL, label_of_4_by_2, f"{CITY_LABEL}: 4 x 2 pixels, needed are"),
         ("cityscapes", CITY_IMAGE, image_of_9_by_9, f"{CITY_LABEL}: 8 x 6 pixels, needed are"),
@@ -404,6 +429,18 @@ def test_all_bad_files_are_counted_and_twenty_listed(tmp_path: Path) -> None:
     assert len(lines) == 20 and lines[0].startswith("  images/00000.png: truncated")
     assert "  images/00007.png: no label labels/00007.png" in lines
     assert last == "  ... and 6 more"
+
+
+def test_the_check_can_decode_images(tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", "gta")
+    flip_a_byte(tmp_path / "raw" / GTA_IMAGE)
+    arguments = LAYOUTS["gta"], tmp_path / "raw", "train"
+    found = [
+        check_split(*arguments, space=CITYSCAPES, with_labels=True, decode=decode)[1]
+        for decode in (False, True)
+    ]
+    assert found[0] == []
+    assert len(found[1]) == 1 and found[1][0].startswith(f"{GTA_IMAGE}: damaged: wrong checksum")
 
 
 def test_a_set_without_labels_or_with_void_alone(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 import glob
+import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from ssda.datasets.layouts import (
     check_classes,
     find_images,
     find_labels,
+    left_out,
     load_layout,
     pack,
 )
@@ -36,7 +39,9 @@ def test_gta_pairs_images_and_labels_of_the_same_name(tmp_path: Path) -> None:
     assert [image.name for image in images] == ["00001", "00002"]
     assert [image.path for image in images] == ["images/00001.png", "images/00002.png"]
     assert [image.label for image in images] == ["labels/00001.png", "labels/00002.png"]
-    assert find_labels(LAYOUTS["gta"], tmp_path, "train", images) == ["labels/00001.png"]
+    assert find_labels(LAYOUTS["gta"], tmp_path, "train", images) == {
+        "labels/00001.png": "images/00001.png"
+    }
 
 
 def test_synthia_lies_in_its_own_folders(tmp_path: Path) -> None:
@@ -56,7 +61,8 @@ def test_cityscapes_keeps_city_folders(tmp_path: Path) -> None:
     (image,) = images = find_images(LAYOUTS["cityscapes"], tmp_path, "val")
     assert image.name == "ulm_000000_000019"
     assert image.label == "gtFine/val/ulm/ulm_000000_000019_gtFine_labelIds.png"
-    assert find_labels(LAYOUTS["cityscapes"], tmp_path, "val", images) == [image.label]
+    found = find_labels(LAYOUTS["cityscapes"], tmp_path, "val", images)
+    assert found == {image.label: image.path}
 
 
 # The label table of cityscapesScripts, id and trainId; the other ids are void there, and so is the
@@ -141,7 +147,7 @@ def test_a_custom_layout_may_be_like_a_known_one(tmp_path: Path) -> None:
     assert merged.ids == {3: "ground", 4: "ground"}
     assert sorted([*merged.ids, *merged.void]) == list(range(23))
     moved = load_layout(custom(tmp_path, "like: gta\nimages: 'rgb/*.jpg'\n"))
-    assert (moved.images, moved.labels) == ("rgb/*.jpg", "labels/{name}.png")
+    assert (moved.images, moved.labels) == (("rgb/*.jpg",), "labels/{name}.png")
     assert (moved.ids, moved.void) == (LAYOUTS["gta"].ids, LAYOUTS["gta"].void)
     assert moved.resize_labels
 
@@ -163,7 +169,7 @@ def test_labels_beside_the_images_are_no_images(tmp_path: Path) -> None:
     touch(tmp_path, "a[1]/x.png", "a[1]/x_L.png")
     (image,) = images = find_images(layout, tmp_path, "train")
     assert image.path == "a[1]/x.png"
-    assert find_labels(layout, tmp_path, "train", images) == ["a[1]/x_L.png"]
+    assert find_labels(layout, tmp_path, "train", images) == {"a[1]/x_L.png": "a[1]/x.png"}
 
 
 def test_repeated_names_take_their_folder(tmp_path: Path) -> None:
@@ -176,7 +182,7 @@ def test_repeated_names_take_their_folder(tmp_path: Path) -> None:
     images = find_images(layout, tmp_path, "train")
     assert [image.name for image in images] == ["1", "a_2", "a_b_1"]
     assert [image.label for image in images] == ["ids/1.png", "ids/a/2.png", "ids/a/b/1.png"]
-    assert find_labels(layout, tmp_path, "train", images) == ["ids/1.png", "ids/a/b/1.png"]
+    assert [*find_labels(layout, tmp_path, "train", images)] == ["ids/1.png", "ids/a/b/1.png"]
     touch(tmp_path, "rgb/a_b/1.png")
     with pytest.raises(ValueError, match=r"a/b/1\.png and rgb/a_b/1\.png share a name"):
         find_images(layout, tmp_path, "train")
@@ -203,6 +209,11 @@ def test_any_folder_means_what_it_means_to_glob(tmp_path: Path) -> None:
         ("labels: '../{name}.png'", "labels = '../{name}.png': '../{name}.png' must lie below"),
         ("labels: 'a.png'", "labels = 'a.png': needs {name} and no *"),
         ("labels: '{name}.jpg'", "labels = '{name}.jpg': labels must be .png files"),
+        ("images: []", "images = []: missing: needed where there is no `like`"),
+        ("images: ['a/*.jpg', 'a.png']", "needs exactly one * after the last /"),
+        ("ids: {}", "ids = {}: dictionary should have at least 1 item"),
+        ("ids: null\ncolours: {}", "colours = {}: dictionary should have at least 1 item"),
+        ("ids: null\ncolours: {road: []}", "colours.road = []: tuple should have at least 1 item"),
         ("ids: {256: road}", "input should be less than or equal to 255"),
         ("ids: {0: 19}", "ids.0 = 19: input should be a valid string"),
         ("ids: null", "colours = None: give either ids or colours"),
@@ -256,3 +267,165 @@ def test_splits_that_are_not_there(tmp_path: Path, layout: str, split: str, expe
     (tmp_path / "leftImg8bit/val").mkdir(parents=True)
     with pytest.raises(ValueError, match=expected):
         find_images(LAYOUTS[layout], tmp_path, split)
+
+
+CUSTOM = "ids: {0: road}\n"
+
+
+def found(folder: Path, text: str, split: str = "train") -> list[str]:
+    """Images that a custom layout finds below folder / "raw"."""
+    layout = load_layout(custom(folder, CUSTOM + text))
+    return [image.path for image in find_images(layout, folder / "raw", split)]
+
+
+@pytest.mark.parametrize(
+    ("files", "text", "expected"),
+    [
+        (
+            ["day/image_0/1.png", "day/image_1/1.png", "day/semantic/1.png"],
+            "images: '{split}/image_*/*.png'\nlabels: '{split}/semantic/{name}.png'\n",
+            "day/image_0/1.png and day/image_1/1.png share the label day/semantic/1.png of layout "
+            "LAYOUT: labels needs {folder}, or images must match only one of them",
+        ),
+        (
+            ["day/a/1.jpg", "day/b/c/1.jpg", "L/1.png"],
+            "images: '{split}/**/*.jpg'\nlabels: 'L/{name}.png'\n",
+            "day/a/1.jpg and day/b/c/1.jpg share the label L/1.png of layout LAYOUT: "
+            "labels needs {folder}, or images must match only one of them",
+        ),
+        (
+            ["day/1.jpg", "day/1.png", "L/1.png"],
+            "images: ['{split}/*.jpg', '{split}/*.png']\nlabels: 'L/{folder}/{name}.png'\n",
+            "day/1.jpg and day/1.png share a name and label L/1.png: rename one of them",
+        ),
+        (
+            ["day/1.jpg", "day/1.JPG", "L/1.png"],
+            "images: '{split}/*.jpg'\nlabels: 'L/{name}.png'\n",
+            "day/1.JPG and day/1.jpg share a name and label L/1.png: rename one of them",
+        ),
+        (
+            ["day/left_1.png", "day/right_1.png", "L/1.png"],
+            "images: ['{split}/left_*.png', '{split}/right_*.png']\nlabels: 'L/{name}.png'\n",
+            "day/left_1.png and day/right_1.png share a name and label L/1.png: rename one of them",
+        ),
+        (
+            ["day/1.jpg", "L/1.png", "L/1.PNG"],
+            "images: '{split}/*.jpg'\nlabels: 'L/{name}.png'\n",
+            "L/1.PNG and L/1.png are labels of day/1.jpg: remove one of them",
+        ),
+    ],
+)
+def test_no_label_is_shared(tmp_path: Path, files: list[str], text: str, expected: str) -> None:
+    root = touch(tmp_path / "raw", *files)
+    name = custom(tmp_path, CUSTOM + text)
+    layout = load_layout(name)
+    with pytest.raises(ValueError) as caught:
+        find_labels(layout, root, "day", find_images(layout, root, "day"))
+    assert str(caught.value) == f"{root}: {expected.replace('LAYOUT', name)}"
+
+
+def test_several_patterns_and_endings_in_any_case(tmp_path: Path) -> None:
+    touch(tmp_path / "raw", "a/1.jpg", "a/2.JPG", "a/3.jpeg", "a/4.Png", "b/5.png", "a/6.heic")
+    labels = "labels: 'L/{folder}/{name}.png'\n"
+    assert found(tmp_path, "images: 'a/*.jpg'\n" + labels) == ["a/1.jpg", "a/2.JPG"]
+    assert found(tmp_path, "images: ['a/*.jpg', 'a/*.jpeg', 'a/*.png', 'b/*.png']\n" + labels) == [
+        *("a/1.jpg", "a/2.JPG", "a/3.jpeg", "a/4.Png", "b/5.png"),
+    ]
+    with pytest.raises(ValueError, match=r"raw/c: no such folder; layout .* needs c/\*\.png"):
+        found(tmp_path, "images: ['a/*.jpg', 'c/*.png']\n" + labels)
+
+
+def test_folders_of_several_patterns_tell_images_apart(tmp_path: Path) -> None:
+    root = touch(tmp_path / "raw", "a/1.jpg", "b/x/1.png", "L/a/1.png", "L/b/x/1.PNG")
+    text = "images: ['a/*.jpg', 'b/**/*.png']\nlabels: 'L/{folder}/{name}.png'\n"
+    layout = load_layout(custom(tmp_path, CUSTOM + text))
+    images = find_images(layout, root, "train")
+    assert [image.name for image in images] == ["a_1", "b_x_1"]
+    assert find_labels(layout, root, "train", images) == {
+        "L/a/1.png": "a/1.jpg",
+        "L/b/x/1.PNG": "b/x/1.png",
+    }
+
+
+@pytest.mark.parametrize("pattern", ["a/*.png", "a/*/*.png", "a/**/*.png"])
+def test_links_are_followed_alike(tmp_path: Path, pattern: str) -> None:
+    root = touch(tmp_path / "raw", "a/x/1.png", "a/2.png")
+    touch(tmp_path / "far", "3.png")
+    (root / "a/y").symlink_to(tmp_path / "far")
+    (root / "a/4.png").symlink_to(tmp_path / "far/3.png")
+    text = f"images: {pattern!r}\nlabels: 'L/{{name}}.png'\n"
+    expected = {
+        "a/*.png": ["a/2.png", "a/4.png"],
+        "a/*/*.png": ["a/x/1.png", "a/y/3.png"],
+        "a/**/*.png": ["a/2.png", "a/4.png", "a/x/1.png", "a/y/3.png"],
+    }
+    assert sorted(found(tmp_path, text)) == expected[pattern]
+    (root / "a/z").symlink_to("x")
+    if pattern != "a/*.png":
+        with pytest.raises(ValueError, match=r"raw/a/[xz]: a link to .*, whose files would come"):
+            found(tmp_path, text)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> None:
+    root = touch(tmp_path / "raw", "a/x/1.png", "a/y/1.png")
+    (root / "a/y").chmod(0)
+    with pytest.raises(OSError, match="Permission denied"):
+        found(tmp_path, "images: 'a/*/*.png'\nlabels: 'L/{name}.png'\n")
+
+
+def test_what_is_left_out_is_told(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path / "raw",
+        *("a/1.jpg", "a/2.heic", "a/3.HEIC", "a/x/notes", "a/.DS_Store", "a/4.png"),
+        *("L/1.png", "L/1_labelTrainIds.png", "L/7.png", "L/1.json"),
+    )
+    text = "images: 'a/**/*.jpg'\nlabels: 'L/{name}.png'\n"
+    layout = load_layout(custom(tmp_path, CUSTOM + text))
+    files = "4 files beside the images left out (.heic 2, .png 1, no ending 1)"
+    assert left_out(layout, root, "train", with_labels=True) == [
+        "2 labels without image left out",
+        files,
+    ]
+    assert left_out(layout, root, "train", with_labels=False) == [files]
+    for name in ("2.heic", "3.HEIC", "x/notes", "4.png"):
+        (root / "a" / name).unlink()
+    assert left_out(layout, root, "train", with_labels=False) == []
+
+
+def test_void_ids_join_those_of_a_known_layout(tmp_path: Path) -> None:
+    """What the file says comes before the layout that it is like."""
+    cityscapes = LAYOUTS["cityscapes"]
+    more = load_layout(custom(tmp_path, "like: cityscapes\nvoid: [255]\n"))
+    assert more.ids == cityscapes.ids
+    assert {*more.void} == {*cityscapes.void, 255}
+    less = load_layout(custom(tmp_path, "like: cityscapes\nvoid: [7]\n"))
+    assert {*cityscapes.ids} - {*less.ids} == {7} and {*less.void} == {*cityscapes.void, 7}
+    own = load_layout(custom(tmp_path, "like: gta\nids: {0: road}\nvoid: [200]\n"))
+    assert own.ids == {0: "road"} and {*own.void} == {*range(1, 35), 200}
+    sized = load_layout(custom(tmp_path, "like: gta\nsize: [8, 6]\n"))
+    assert replace(sized, name="gta", size=None) == LAYOUTS["gta"] and sized.size == (8, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (os.fsdecode(b"stra\xdfe"), r"'stra\udcdfe.png': not UTF-8 in a name: rename it"),
+        ("two\nlines", r"'two\nlines.png': control characters in a name: rename it"),
+        ("\x1b[31m", r"'\x1b[31m.png': control characters in a name: rename it"),
+    ],
+)
+def test_names_that_cannot_be_written_down(tmp_path: Path, name: str, expected: str) -> None:
+    root = touch(tmp_path, f"images/{name}.png", f"labels/{name}.png")
+    with pytest.raises(ValueError) as caught:
+        find_images(LAYOUTS["gta"], root, "train")
+    assert str(caught.value) == f"{root}: " + expected.replace("'", "'images/", 1)
+    folder = touch(tmp_path, f"leftImg8bit/train/{name}/1_leftImg8bit.png")
+    with pytest.raises(ValueError, match="in a name: rename it"):
+        find_images(LAYOUTS["cityscapes"], folder, "train")
+
+
+def test_names_beyond_ascii_are_fine(tmp_path: Path) -> None:
+    names = ["Straße 1", "日本\u3000語", "Bildschirmfoto 9.41\u202fAM", "👩\u200d🚒", "e\u0301"]
+    root = touch(tmp_path, *(f"images/{name}.png" for name in names))
+    assert {image.name for image in find_images(LAYOUTS["gta"], root, "train")} == {*names}

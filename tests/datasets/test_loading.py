@@ -17,6 +17,7 @@ from ssda.datasets.loading import (
     SourceSamples,
     TargetSamples,
     counted_pixels,
+    evaluation_batches,
     source_batches,
     target_batches,
 )
@@ -75,6 +76,23 @@ def test_sample_i_is_the_same_in_any_order_and_process(source: Index, workers: i
     assert not torch.equal(source_samples(source, 1)[5][0], alone[0])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_whole_images_come_in_order_and_of_one_size_together(source: Index, workers: int) -> None:
+    records = list(source.records)
+    for i in (2, 3):
+        path = source.folder.parent.absolute() / f"small{i}.png"
+        cv2.imwrite(str(path), np.full((20, 30, 3), i, np.uint8))
+        records.insert(i, replace(records[0], image=str(path), label=None, width=30, height=20))
+    samples = EvaluationSamples(replace(source, records=tuple(records)), None)
+    found = list(evaluation_batches(samples, lambda size: 1 if size == (30, 20) else 2, workers))
+    assert [batch.numbers for batch in found] == [[0, 1], [2], [3], [4, 5], [6]]
+    for batch in found:
+        for i, image, label in zip(batch.numbers, batch.images, batch.labels, strict=True):
+            wanted, truth = samples[i]
+            assert torch.equal(image, wanted)
+            assert label is truth is None or torch.equal(label, truth)  # type: ignore[arg-type]
+
+
 def test_image_and_label_are_cut_and_mirrored_alike(source: Index) -> None:
     """Each crop is found again, as it is or mirrored, at one place in image and label."""
     whole = EvaluationSamples(source, None)
@@ -119,6 +137,26 @@ def test_margins_are_cut_with_the_image(target: Index) -> None:
     assert not hasattr(batch, "labels")
 
 
+def test_margins_larger_than_the_image_leave_nothing() -> None:
+    for margins in ((0, 33, 0, 0), (40, 0, 0, 0), (20, 20, 0, 0), (0, 0, 0, 99), (0, 0, 64, 0)):
+        top, bottom, left, right = margins
+        assert not counted_pixels(
+            (32, 64), Margins(top=top, bottom=bottom, left=left, right=right)
+        ).any()
+
+
+@pytest.mark.parametrize("margins", [(0, 32, 0, 0), (16, 16, 0, 0), (0, 0, 0, 1000)])
+def test_margins_that_leave_nothing_are_refused_before_training(
+    target: Index, margins: tuple[int, ...]
+) -> None:
+    top, bottom, left, right = margins
+    given = Margins(top=top, bottom=bottom, left=left, right=right)
+    expected = r"^adapt\.margins \(top=.*\): leaves nothing of .*\.png, which is 64 x 32$"
+    with pytest.raises(ValueError, match=expected):
+        TargetSamples(target, PARAMS.images, given, 0)
+    TargetSamples(target, PARAMS.images, Margins(top=0, bottom=31, left=0, right=0), 0)
+
+
 def test_images_smaller_than_the_crop_are_named(source: Index) -> None:
     images = PARAMS.images.model_copy(update={"crop": (100, 24)})
     with pytest.raises(ValueError, match=r"images.crop = \[100, 24\]: larger than .*png"):
@@ -136,11 +174,18 @@ def test_a_broken_image_is_one_line_also_from_a_worker(tmp_path: Path, workers: 
         space=CITYSCAPES,
         with_labels=True,
     )
-    for record in index.records:
-        index.image_path(record).write_bytes(b"no image")
-    with pytest.raises(ValueError, match="not a readable image") as caught:
-        list(source_batches(source_samples(index), range(1), 2, workers))
-    assert "\n" not in str(caught.value)
+    samples = source_samples(index)
+    first, second = (samples.file(i) for i in (6, 7))
+    for damage, expected in (
+        (lambda path: path.write_bytes(path.read_bytes()[:-40]), "truncated"),
+        (lambda path: path.write_bytes(b"no image"), "not a readable image"),
+        (lambda path: path.unlink(missing_ok=True), "No such file or directory"),
+    ):
+        for path in (first, second):
+            damage(path)
+        with pytest.raises(ValueError, match=rf"^step 3: {first}: {expected}") as caught:
+            list(source_batches(samples, range(3, 5), 2, workers))
+        assert "\n" not in str(caught.value)
 
 
 def test_a_worker_that_an_error_keeps_alive_does_not_keep_its_process(source: Index) -> None:

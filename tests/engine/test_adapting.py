@@ -9,8 +9,9 @@ from torch import nn
 
 from ssda.datasets.index import read_index
 from ssda.engine import adapting
-from ssda.engine.adapting import adapt_steps, start_networks, use_target_statistics
+from ssda.engine.adapting import adapt_steps, start_networks
 from ssda.engine.pretraining import imagenet_network
+from ssda.engine.statistics import use_target_statistics
 from ssda.labels import CITYSCAPES
 from tests.conftest import make_params
 

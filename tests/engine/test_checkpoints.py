@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,17 @@ def test_weights_that_do_not_fit_their_description_are_named(tmp_path: Path) -> 
     save_network(path, network, make_model({"model.channels": 8}), CITYSCAPES)
     with pytest.raises(ValueError, match="weights do not fit"):
         load_network(path)
+
+
+def test_the_normalisation_and_the_architecture_of_a_source_are_kept(tmp_path: Path) -> None:
+    said = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]}
+    config = {"architecture": "resnet10t", "pretrained_cfg": said}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = make_model({"model.encoder": f"local-dir:{tmp_path}", "model.channels": 8})
+    network = Segmenter(model, 19).eval()
+    save_network(tmp_path / "net.safetensors", network, model, CITYSCAPES)
+    (tmp_path / "config.json").unlink()
+    loaded, _ = load_network(tmp_path / "net.safetensors")
+    assert loaded.encoder.name == "resnet10t"
+    images = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(loaded(images), network(images))

@@ -6,8 +6,11 @@ import torch
 from ssda.engine.metrics import (
     confusion_matrix,
     intersection_over_union,
+    known_classes,
     mean_iou,
+    pair_counts,
     pixel_accuracy,
+    scattered_counts,
 )
 
 
@@ -37,6 +40,25 @@ def test_bytes_are_counted_as_whole_numbers_are(num_classes: int) -> None:
     moved = torch.where(truth == 255, -1, truth)
     other = confusion_matrix(guess, moved, num_classes=num_classes, ignore_index=-1)
     assert torch.equal(other, wanted)
+
+
+def test_counts_of_several_images_add_up_before_they_are_checked() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth, guess = torch.randint(0, 19, (2, 3, 40), generator=generator).byte()
+    truth[0, :9] = 255
+    counts = sum(
+        (pair_counts(g, t, 19) for g, t in zip(guess, truth, strict=True)), torch.zeros(())
+    )
+    assert torch.equal(known_classes(counts), confusion_matrix(guess, truth, num_classes=19))
+    truth[1, 0] = 19
+    with pytest.raises(ValueError, match="target has class 19, allowed are 0 to 18"):
+        known_classes(pair_counts(guess, truth, 19))
+
+
+def test_what_counts_on_cuda_counts_alike() -> None:
+    values = torch.randint(0, 256 * 19, (5000,), dtype=torch.int16)
+    counts = scattered_counts(values, 256 * 19)
+    assert torch.equal(counts, torch.bincount(values, minlength=256 * 19))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])

@@ -3,21 +3,27 @@
 import multiprocessing
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed
+from torch.distributed.launcher.api import LaunchConfig
 
 from pipeline.command import guard
 from pipeline.launch import launch
 from ssda import processes
+from ssda.datasets import loading
 from ssda.datasets.index import read_index
 from ssda.engine.adapting import adapt_steps, start_networks
+from ssda.engine.evaluation import label_free_score, score
 from ssda.engine.pretraining import imagenet_network
+from ssda.engine.statistics import use_target_statistics
 from ssda.labels import CITYSCAPES
 from ssda.method import adaptation
-from ssda.networks.normalisation import batch_normalisations
+from ssda.networks.normalisation import batch_normalisations, reestimate_statistics
 from ssda.params import Params
 from ssda.processes import joined
 from tests.conftest import ROOT, make_params
@@ -82,31 +88,97 @@ def one_step(folder: Path) -> None:
         torch.save(content, folder / f"{processes.count()}-{processes.rank()}.pt")
 
 
-def one_of_two(folder: Path, rank: int, port: int) -> None:
+def look_at_whole_images(folder: Path) -> None:
+    """Statistics and scores of this process, of three images; leaves them in a file."""
+    torch.set_num_threads(1)
+    params = step_params()
+    params = params.model_copy(update={"adapt": params.adapt.model_copy(update={"batch_size": 1})})
+    source, target = read_index(folder / "source"), read_index(folder / "target")
+    read: list[str] = []
+    with joined(torch.device("cpu")):
+        original = loading.read_image
+
+        def reading(path: Path, *arguments: Any) -> Any:
+            read.append(path.name)
+            return original(path, *arguments)
+
+        loading.read_image = reading
+        network = imagenet_network(params, 19)
+        target = replace(target, records=target.records[:3])
+        use_target_statistics(network, target, params)
+        statistics = {k: v.clone() for k, v in network.state_dict().items() if "running" in k}
+        for_statistics, read[:] = list(read), []
+        source = replace(source, records=source.records[:3])
+        evaluated = params.model_copy(
+            update={"runtime": params.runtime.model_copy(update={"evaluation_batch_size": 1})}
+        )
+        confusion, _ = score([network, network], source, evaluated)
+        for_score = list(read)
+        label_free = label_free_score(network, target, torch.full((19,), 1 / 19), evaluated)
+        loading.read_image = original
+        layer = torch.nn.SyncBatchNorm(2)
+        groups: list[Any] = []
+        reestimate_statistics(layer, range(1), lambda _: groups.append(layer.process_group))
+        assert layer.process_group is None
+        content = {
+            "statistics": statistics,
+            "batches": int(batch_normalisations(network)[0].num_batches_tracked or 0),
+            "confusion": confusion,
+            "label_free": label_free,
+            "read": [for_statistics, for_score],
+            "together": [distributed.get_world_size(g) for g in groups if g is not None],
+        }
+        torch.save(content, folder / f"{processes.count()}-{processes.rank()}.pt")
+
+
+def one_of_two(work: Callable[[Path], None], folder: Path, rank: int, port: int) -> None:
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    one_step(folder)
+    work(folder)
 
 
-def test_two_processes_equal_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    one_step(folder)
+def by_one_and_by_two(work: Callable[[Path], None], folder: Path) -> list[dict[str, Any]]:
+    """What the work leaves in its files: of a process alone, then of each of two."""
+    work(folder)
+    port = 29400 + os.getpid() % 1000
     children = [
-        context.Process(target=one_of_two, args=(folder, rank, 29400 + os.getpid() % 1000))
-        for rank in (0, 1)
+        context.Process(target=one_of_two, args=(work, folder, rank, port)) for rank in (0, 1)
     ]
     for child in children:
         child.start()
     for child in children:
         child.join(120)
         assert child.exitcode == 0
-    alone, first, second = (
-        torch.load(folder / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")
-    )
+    return [torch.load(folder / f"{n}.pt", weights_only=True) for n in ("1-0", "2-0", "2-1")]
+
+
+def test_two_processes_share_whole_images_and_find_what_one_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    alone, first, second = by_one_and_by_two(look_at_whole_images, folder)
+    for which in (0, 1):
+        shares = first["read"][which], second["read"][which]
+        assert [len(share) for share in shares] == [2, 1]
+        assert sorted(shares[0] + shares[1]) == sorted(alone["read"][which])
+    for other in (first, second):
+        for name, values in alone["statistics"].items():
+            torch.testing.assert_close(other["statistics"][name], values, rtol=1e-4, atol=1e-5)
+        assert other["batches"] == alone["batches"] == 3
+        assert other["confusion"].sum() == alone["confusion"].sum()
+        assert (other["confusion"] - alone["confusion"]).abs().sum() <= 10
+        assert other["label_free"] == pytest.approx(alone["label_free"], rel=1e-3)
+        assert other["together"] == [1]  # each by itself, where layers are synchronised
+    assert torch.equal(first["confusion"], second["confusion"])
+
+
+def test_two_processes_equal_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    alone, first, second = by_one_and_by_two(one_step, folder)
     for name, images in alone["taken"].items():
         assert torch.equal(images, torch.cat([first["taken"][name], second["taken"][name]]))
     assert alone["report"]["seeds"] > 0 and alone["report"]["thing_cell_share"] > 0
@@ -136,11 +208,28 @@ def test_a_batch_that_cannot_be_shared_out_is_told_before_any_process_starts(
         guard(lambda: launch("adapt", step_params(), lambda _: None), debug=False)
 
 
+def test_processes_that_are_asked_to_stop_have_minutes_to_write_their_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[int] = []
+
+    def start(config: LaunchConfig, *_: str) -> Callable[..., None]:
+        waits.append(config.shutdown_timeout or 0)
+        return lambda *_: None
+
+    monkeypatch.setenv("NPROC", "2")
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", start)
+    launch("adapt", step_params(), lambda _: None)
+    assert waits == [600]
+
+
 @pytest.mark.parametrize(
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ..."),
         RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to ..."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+        MemoryError("Unable to allocate 7.11 PiB of memory for an array"),
     ],
 )
 def test_out_of_memory_names_what_to_lower(error: Exception) -> None:
@@ -160,7 +249,7 @@ def test_out_of_memory_names_what_to_lower(error: Exception) -> None:
 def test_alone_every_function_gives_back_what_it_gets() -> None:
     values = torch.rand(4, 2)
     assert processes.summed(values) is values and processes.gathered(values) is values
-    assert processes.averaged(values) is values and processes.own(values) is not None
+    assert processes.divided(values) is values and processes.own(values) is not None
     assert torch.equal(processes.own(values), values)
     assert processes.share(values > 0.5) == 1.0
     assert processes.part(7) == 7

@@ -17,7 +17,7 @@ from ssda.method.adaptation import Networks, joint_step, look
 from ssda.method.guidance import Task, guide
 from ssda.method.source import frozen_encoder, stochastic_pass
 from ssda.method.subdomains import PredictedShares, corrected_ratios
-from ssda.method.teacher import create_teacher, update_teacher
+from ssda.method.teacher import create_teacher, moving_average
 from ssda.networks.normalisation import batch_normalisations, reestimate_statistics
 from ssda.networks.segmenter import Segmenter, Views
 from ssda.randomness import generators
@@ -265,14 +265,15 @@ def test_the_teacher_follows_weights_and_statistics(networks: Networks) -> None:
         for value in student.state_dict().values():
             value.add_(1)
     old = {name: value.clone() for name, value in teacher.state_dict().items()}
-    update_teacher(teacher, student, step=9, momentum=0.8)
+    update = moving_average(teacher, student, momentum=0.8)
+    update(9)
     for name, value in teacher.state_dict().items():
         if value.is_floating_point():
             wanted = 0.8 * old[name] + 0.2 * student.state_dict()[name]
             torch.testing.assert_close(value, wanted)
         else:
             assert torch.equal(value, student.state_dict()[name])
-    update_teacher(teacher, student, step=0, momentum=0.8)
+    update(0)
     torch.testing.assert_close(teacher.state_dict(), student.state_dict())
 
 

@@ -1,9 +1,15 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms.v2 import functional as transforms
 
 from ssda.labels import IGNORE
-from ssda.method.mixing import blur, jitter, mask_blocks, mix, paste_mask
+from ssda.method.losses import thing_cells
+from ssda.method.mixing import blur, jitter, mask_blocks, mix, paste_mask, turn_hue
 from ssda.method.teacher import pseudo_labels
 from tests.conftest import make_params
 
@@ -34,6 +40,13 @@ def test_an_all_ignore_label_pastes_nothing() -> None:
     assert not paste_mask(torch.full((1, 3, 3), IGNORE), rngs(0)).any()
 
 
+def test_every_class_is_pasted_as_often_as_every_other() -> None:
+    labels = torch.tensor([3, 7, 7, 7, 12, IGNORE]).view(1, 2, 3).repeat(1000, 1, 1)
+    mask = paste_mask(labels, rngs(*range(1000)))
+    for class_id in (3, 7, 12):
+        assert mask[labels == class_id].float().mean().item() == pytest.approx(2 / 3, abs=0.05)
+
+
 def test_images_and_labels_are_mixed_alike() -> None:
     mask = torch.tensor([[[True, False]]])
     assert mix(mask, torch.ones(1, 1, 2), torch.zeros(1, 1, 2)).tolist() == [[[1.0, 0.0]]]
@@ -57,6 +70,76 @@ def test_jitter_stays_in_range_and_repeats() -> None:
     first = jitter(images, settings, rngs(0, 1))
     assert first.min() >= 0 and first.max() <= 1
     assert torch.equal(first, jitter(images, settings, rngs(0, 1)))
+
+
+@pytest.mark.parametrize("turn", [-0.5, -0.2, 0.0, 0.13, 0.5])
+def test_hues_are_turned_as_torchvision_turns_them(turn: float) -> None:
+    images = torch.rand(2, 3, 16, 16)
+    images[0, :, :4] = torch.tensor([0.0, 0.5, 1.0])[torch.randint(0, 3, (3, 4, 16))]  # with ties
+    turned = turn_hue(images, torch.tensor([turn, 0.1]).view(2, 1, 1, 1))
+    for image, amount, result in zip(images, (turn, 0.1), turned, strict=True):
+        torch.testing.assert_close(result, transforms.adjust_hue(image, amount), atol=5e-6, rtol=0)
+
+
+def test_an_image_is_jittered_and_blurred_by_its_own_draw() -> None:
+    images = torch.rand(3, 3, 32, 24)
+    always = {
+        "adapt.augmentation.jitter_probability": 1.0,
+        "adapt.augmentation.blur_probability": 1.0,
+    }
+    settings = make_params(
+        always | {"adapt.augmentation.blur_sigma": [0.4, 2.0]}
+    ).adapt.augmentation
+    jittered = jitter(images, settings, rngs(0, 1, 2))
+    blurred = blur(images, settings, rngs(0, 1, 2))
+    strength = settings.jitter_strength
+    for image, state, *results in zip(images, range(3), jittered, blurred, strict=True):
+        rng = np.random.default_rng(state)
+        wanted = image
+        for adjust in ("brightness", "contrast", "saturation"):
+            factor = 1 + rng.uniform(-strength, strength)
+            wanted = getattr(transforms, f"adjust_{adjust}")(wanted, factor)
+        wanted = transforms.adjust_hue(wanted, rng.uniform(-strength, strength))
+        torch.testing.assert_close(results[0], wanted, atol=5e-6, rtol=0)
+        sigma = np.random.default_rng(state).uniform(0.4, 2.0)
+        wanted = transforms.gaussian_blur(image, [13, 13], [sigma, sigma])
+        torch.testing.assert_close(results[1], wanted, atol=5e-6, rtol=0)
+
+
+class Pinned(TorchDispatchMode):
+    """Fails where a copy to the GPU makes the host wait; fake tensors do where a value is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pinned: list[Any] = []
+        self.copies = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        from_pinned = any(args and args[0] is tensor for tensor in self.pinned)
+        if kwargs.get("pin_memory") or from_pinned:  # or a view of it
+            self.pinned.append(result)
+        if func is torch.ops.aten._to_copy.default and args[0].device != result.device:
+            assert kwargs["non_blocking"] and from_pinned
+            self.copies += 1
+        return result
+
+
+def test_no_draw_waits_for_a_gpu() -> None:
+    settings = make_params().adapt
+    with FakeTensorMode(allow_non_fake_inputs=True), Pinned() as copies:
+        images = torch.rand(2, 3, 64, 64, device="cuda")
+        labels = torch.zeros(2, 64, 64, dtype=torch.int64, device="cuda")
+        changed = [
+            paste_mask(labels, rngs(0, 1)),
+            jitter(images, settings.augmentation, rngs(0, 1)),
+            blur(images, settings.augmentation, rngs(0, 1)),
+            mask_blocks(images, images[:1, :, :1, :1], settings.masking, rngs(0, 1)),
+            thing_cells(labels, (6, 7), torch.Size((2, 2)), 0.5),
+        ]
+        assert all(values.is_cuda for values in changed)
+    assert copies.copies == len(changed)
 
 
 def test_q_is_the_share_of_certain_counted_pixels() -> None:

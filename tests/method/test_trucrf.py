@@ -1,13 +1,21 @@
 import math
 import os
+import re
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CalledProcessError
+from typing import Any
 
 import pytest
 import torch
 
-from ssda.method.trucrf import by_offsets, truncated_crf_loss
+from ssda.method.trucrf import by_offsets, describe_form, missing_for_kernel, truncated_crf_loss
+
+Shape = tuple[int, int, int, int]
 
 
 def slow_loss(
@@ -122,12 +130,22 @@ import torch
 from ssda.method.trucrf import by_offsets
 from ssda.method.trucrf_cuda import by_pixels
 torch.manual_seed(0)
-for (n, c, h, w), radius in (((2, 3, 3, 70), 2), ((1, 5, 4, 2), 5)):
+CASES = [((1, 1, 1, 1), 1), ((1, 3, 3, 1), 2), ((1, 2, 1, 63), 1), ((1, 5, 1, 64), 1)]
+CASES += [((1, 4, 2, 65), 1), ((2, 3, 1, 128), 1), ((2, 33, 1, 9), 1), ((1, 150, 1, 4), 1)]
+for (n, c, h, w), radius in CASES:
     p, image = torch.randn(n, c, h, w).softmax(1), torch.rand(n, 3, h, w)
-    arguments = p, image, torch.rand(n, h, w) < 0.4, radius, 2.0, 0.3
-    for ours, plain in zip(by_pixels(*arguments), by_offsets(*arguments), strict=True):
-        assert plain.abs().sum() > 0
-        torch.testing.assert_close(ours, plain)
+    seeds = torch.rand(n, h, w) < 0.4
+    seeds[:, 0, 0], seeds[:, -1, -1] = True, False
+    layouts = [(p, image, seeds)]
+    if w == 65:
+        last = (v.contiguous(memory_format=torch.channels_last) for v in (p, image))
+        slices = (torch.cat([v, v], -1)[..., 1 : w + 1] for v in (p, image, seeds))
+        layouts += [(*last, seeds), tuple(slices)]
+    for tensors in layouts:
+        arguments = *tensors, radius, 2.0, 0.3
+        for ours, plain in zip(by_pixels(*arguments), by_offsets(*arguments), strict=True):
+            assert plain.abs().sum() > 0 or h * w == 1
+            torch.testing.assert_close(ours, plain)
 """
 
 
@@ -138,34 +156,189 @@ def test_triton_kernel_equals_the_plain_form() -> None:
     subprocess.run([sys.executable, "-c", KERNEL_CHECK], check=True, cwd=root, env=environment)
 
 
-def test_triton_kernel_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a GPU that need not be there: the interpreter takes more than the compiler does."""
-    triton = pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+@dataclass
+class Driver:
+    """What Triton asks of a GPU to compile for it; there need be none."""
 
-    from ssda.method import trucrf_cuda
+    capability: int
 
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return device
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+
+def compiled_for(
+    capability: int, shapes: list[Shape], monkeypatch: pytest.MonkeyPatch
+) -> list[Any]:
+    """What a launch for each of the shapes compiles, its arguments specialised as on a GPU."""
+    from triton.runtime import driver
+
+    from ssda.method.trucrf_cuda import _gather, by_pixels
+
+    kernels: list[Any] = []
+    run = type(_gather).run
+
+    def compile_only(*arguments: Any, warmup: bool, **options: Any) -> None:
+        kernels.append(run(_gather, *arguments, warmup=True, **options))
+
+    monkeypatch.setattr(driver, "_active", Driver(capability))
+    monkeypatch.setattr(_gather, "device_caches", defaultdict(_gather.create_binder))
+    monkeypatch.setattr(_gather, "run", compile_only)
+    for count, classes, height, width in shapes:
+        p = torch.zeros(count, classes, height, width)
+        seeds = torch.zeros(count, height, width, dtype=torch.bool)
+        by_pixels(p, torch.zeros(count, 3, height, width), seeds, 5, 3.0, 0.1)
+    return kernels
+
+
+def spilled(kernel: Any, folder: Path) -> int:
+    """Bytes a thread that do not fit into registers."""
+    from triton import knobs
+
+    (folder / "cubin").write_bytes(kernel.asm["cubin"])
+    command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(folder / "cubin")]
+    usage = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return sum(int(found) for found in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_triton_kernel_compiles_for_gpus_without_spills(
+    capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter takes more than the compiler does; Triton specialises 1 and multiples."""
+    pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    types = {"seeds": "*u8", "height": "i32", "width": "i32"}
-    types |= {"by_distance": "fp32", "by_colour": "fp32"}
-    constants = {"RADIUS": 5, "CLASSES": 19, "CHANNELS": 32, "TILE": trucrf_cuda.TILE}
-    kernel = trucrf_cuda._gather
-    signature = {
-        n: "constexpr" if n in constants else types.get(n, "*fp32") for n in kernel.arg_names
-    }
-    source = ASTSource(kernel, signature, constants)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-    assert "ld.global" in compiled.asm["ptx"]
+    shapes: list[Shape] = [(1, 19, 1, 1), (2, 19, 128, 128), (2, 19, 256, 257), (2, 150, 128, 128)]
+    kernels = compiled_for(capability, shapes, monkeypatch)
+    assert len({kernel.hash for kernel in kernels[:3]}) == 1, "compiled again for each size"
+    assert len(kernels) == len(shapes) and "ld.global" in kernels[0].asm["ptx"]
+    assert spilled(kernels[0], tmp_path) == spilled(kernels[-1], tmp_path) == 0
+
+
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    missing_for_kernel.cache_clear()
+    yield
+    missing_for_kernel.cache_clear()
+
+
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("capability", "error", "form"),
+    [
+        ((9, 0), None, "Triton kernel"),
+        ((7, 5), None, "slower plain form (Triton takes a GPU of compute capability 8.0"),
+        ((9, 0), RuntimeError("Failed to find C compiler.\nSee"), "Failed to find C compiler.)"),
+        ((9, 0), CalledProcessError(1, ["gcc"]), "Triton cannot be started: Command '['gcc']'"),
+    ],
+)
+@pytest.mark.usefixtures("asked_anew")
+def test_what_the_kernel_lacks_is_said(
+    capability: tuple[int, int],
+    error: Exception | None,
+    form: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    triton = pytest.importorskip("triton")
+
+    def build() -> object:
+        if error is not None:
+            raise error
+        return object()
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(triton.runtime, "driver", DriverConfiguration(build))
+    assert form in describe_form(CUDA)
+    assert describe_form(torch.device("cpu")) == "plain form"
+
+
+@dataclass
+class DriverConfiguration:
+    """Triton's, which builds its driver when it is first asked for."""
+
+    build: Callable[[], object]
+
+    @property
+    def active(self) -> object:
+        return self.build()
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_without_triton_the_plain_form_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton.runtime", None)
+    assert describe_form(CUDA) == "slower plain form (Triton is not installed)"
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_another_fault_of_the_kernel_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+
+    def build() -> object:
+        raise TypeError("no such function")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(triton.runtime, "driver", DriverConfiguration(build))
+    with pytest.raises(TypeError, match="no such function"):
+        missing_for_kernel()
+
+
+def on_gpu(classes: int, layout: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    p = torch.randn(2, classes, 60, 130, device="cuda").softmax(1)
+    image, seeds = torch.rand_like(p[:, :3]), torch.rand_like(p[:, 0]) < 0.4
+    if layout == "channels last":
+        p, image = (v.contiguous(memory_format=torch.channels_last) for v in (p, image))
+    if layout == "slices":
+        p, image, seeds = p[..., 1:60], image[..., 1:60], seeds[..., 1:60]
+    return p, image, seeds
 
 
 @pytest.mark.cuda
-def test_kernel_equals_the_plain_form_on_a_gpu() -> None:
+@pytest.mark.parametrize("classes", [1, 19, 150])
+@pytest.mark.parametrize("layout", ["plain", "channels last", "slices"])
+def test_kernel_equals_the_plain_form_in_float64_on_a_gpu(classes: int, layout: str) -> None:
     from ssda.method.trucrf_cuda import by_pixels
 
-    torch.manual_seed(0)
-    p = torch.randn(2, 19, 60, 130, device="cuda").softmax(1)
-    image, seeds = torch.rand_like(p[:, :3]), torch.rand_like(p[:, 0]) < 0.4
-    plain = by_offsets(p, image, seeds, 5, 3.0, 0.1)
-    for ours, wanted in zip(by_pixels(p, image, seeds, 5, 3.0, 0.1), plain, strict=True):
-        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+    p, image, seeds = on_gpu(classes, layout)
+    exact = by_offsets(p.double(), image.double(), seeds, 5, 3.0, 0.1)
+    for ours, wanted in zip(by_pixels(p, image, seeds, 5, 3.0, 0.1), exact, strict=True):
+        torch.testing.assert_close(ours.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.cuda
+def test_loss_and_gradient_are_the_kernels_on_a_gpu_and_equal_from_run_to_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ssda.method import trucrf_cuda
+
+    launched: list[int] = []
+    by_pixels = trucrf_cuda.by_pixels
+
+    def watched(*arguments: Any) -> Any:
+        launched.append(1)
+        return by_pixels(*arguments)
+
+    monkeypatch.setattr(trucrf_cuda, "by_pixels", watched)
+    p, image, seeds = on_gpu(19, "plain")
+
+    def loss_and_gradient(p: torch.Tensor, image: torch.Tensor) -> list[torch.Tensor]:
+        p = p.detach().requires_grad_()
+        loss = truncated_crf_loss(p, image, seeds, radius=5, sigma_xy=3.0, sigma_rgb=0.1)
+        return [loss.detach(), *torch.autograd.grad(loss, p)]
+
+    ours, again = (loss_and_gradient(p, image) for _ in range(2))
+    assert len(launched) == 2 and describe_form(CUDA) == "Triton kernel"
+    exact = loss_and_gradient(p.double(), image.double())
+    assert len(launched) == 2, "the kernel computes in float32 alone"
+    for value, same, wanted in zip(ours, again, exact, strict=True):
+        assert torch.equal(value, same)
+        torch.testing.assert_close(value.double(), wanted, rtol=1e-4, atol=1e-7)

@@ -1,5 +1,7 @@
 """Encoders: feature maps, weights, parameter groups, published sizes."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,68 @@ def test_patches_of_14_pixels_are_resampled(tmp_path: Path) -> None:
     assert torch.equal(block, whole.blocks[11].mlp.fc1.weight)
 
 
+State = dict[str, Any]
+WRAPPED: dict[str, Callable[[State], object]] = {
+    "another classifier": lambda state: state | {"head.weight": torch.zeros(21, 3)},
+    "state_dict": lambda state: {"epoch": 3, "state_dict": state},
+    "model": lambda state: {"model": state, "optimizer": {"state": {}}},
+    "teacher": lambda state: {
+        "student": {"w": torch.zeros(1)},
+        "teacher": {f"module.backbone.{key}": value for key, value in state.items()},
+    },
+    "module.": lambda state: {f"module.{key}": value for key, value in state.items()},
+    "segmentation": lambda state: {
+        "state_dict": {f"backbone.{key}": value for key, value in state.items()}
+        | {"decode_head.conv.weight": torch.zeros(1), "backbone.fc.weight": torch.zeros(7)},
+        "meta": {"CLASSES": ["road"]},
+    },
+    "encoder.": lambda state: (
+        {f"encoder.{key}": value for key, value in state.items()}
+        | {"decoder.weight": torch.zeros(1)}
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "classifier", "wrapper"),
+    [
+        *(("resnet10t", "fc.", wrapper) for wrapper in WRAPPED),
+        ("vit_tiny_patch16_224", "head.", "segmentation"),
+        ("mit_b0", "head.", "segmentation"),
+    ],
+)
+def test_the_backbone_is_taken_whatever_is_around_it(
+    tmp_path: Path, name: str, classifier: str, wrapper: str
+) -> None:
+    if name == "mit_b0":
+        whole = Encoder(make_model({"model.encoder": name})).network.network.state_dict()
+    else:
+        whole = timm.create_model(name).state_dict()
+    state = {key: value for key, value in whole.items() if not key.startswith(classifier)}
+    path = tmp_path / "weights.pth"
+    torch.save(WRAPPED[wrapper](state), path)
+    model = make_model({"model.encoder": name, "model.weights": str(path)})
+    encoder = Encoder(model)
+    load_imagenet_weights(encoder, model)
+    known = {value.double().sum().item() for value in state.values()}
+    for key, value in encoder.network.state_dict().items():
+        assert value.double().sum().item() in known, key
+
+
+def test_a_classifier_of_another_size_is_left_out(tmp_path: Path) -> None:
+    """Of dinov3, too, which timm builds without one."""
+    path = tmp_path / "weights.safetensors"
+    for name in ("resnet10t", "vit_small_patch16_dinov3"):
+        state = timm.create_model(name, num_classes=7).state_dict()
+        save_file({key: value.clone() for key, value in state.items()}, path)
+        model = make_model({"model.encoder": name, "model.weights": str(path)})
+        encoder = Encoder(model)
+        load_imagenet_weights(encoder, model)
+        known = {value.double().sum().item() for value in state.values()}
+        for key, value in encoder.network.state_dict().items():
+            assert value.double().sum().item() in known, key
+
+
 def test_weights_that_do_not_fit_are_told(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     model = make_model({"model.weights": str(path)})
@@ -134,12 +198,45 @@ def test_weights_that_do_not_fit_are_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not fit encoder 'tf_efficientnet_lite0'"):
         load_imagenet_weights(encoder, model)
     state = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
-    save_file({k: v.clone() for k, v in state.items()} | {"bn1.weight": torch.zeros(1)}, path)
+    clones = {key: value.clone() for key, value in state.items()}
+    save_file(clones | {"bn1.weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"does not fit encoder .*bn1\.weight"):
+        load_imagenet_weights(encoder, model)
+    del clones["bn1.running_var"]
+    save_file(clones, path)
+    with pytest.raises(ValueError, match=r"does not fit encoder .*: holds no bn1\.running_var"):
         load_imagenet_weights(encoder, model)
     path.write_bytes(b"no weights")
     with pytest.raises(ValueError, match="cannot be read"):
         load_imagenet_weights(encoder, model)
+
+
+def test_a_wrapper_that_nobody_knows_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"ours": {"conv1.weight": torch.zeros(1)}, "epoch": 3}, path)
+    model = make_model({"model.weights": str(path)})
+    with pytest.raises(ValueError, match="no tensors by name in 'ours', 'epoch'; allowed as keys"):
+        load_imagenet_weights(Encoder(model), model)
+
+
+def test_a_folder_of_timm_gives_architecture_normalisation_and_weights(tmp_path: Path) -> None:
+    whole = timm.create_model("resnet10t", num_classes=3)
+    save_file({k: v.clone() for k, v in whole.state_dict().items()}, tmp_path / "model.safetensors")
+    said = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0], "classifier": "fc"}
+    config = {"architecture": "resnet10t", "num_classes": 3, "pretrained_cfg": said}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = make_model({"model.encoder": f"local-dir:{tmp_path}"})
+    encoder = Encoder(model)
+    assert encoder.name == "resnet10t"
+    torch.testing.assert_close(encoder.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
+    load_imagenet_weights(encoder, model)
+    assert torch.equal(encoder.network.layer4[0].conv2.weight, whole.layer4[0].conv2.weight)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_args": {"in_chans": 1}}))
+    with pytest.raises(ValueError, match="changes resnet10t; allowed is what timm has built in"):
+        Encoder(model)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match="not an encoder that timm can cut"):
+        Encoder(model)
 
 
 @pytest.mark.parametrize("name", ["pvt_v2_b0", "mit_b0"])
@@ -228,7 +325,8 @@ def test_stochastic_depth_is_that_of_the_sample(name: str) -> None:
     images = torch.rand(2, 3, 64, 64)
     whole = encoder(images)[-1]
     state = torch.get_rng_state()
-    factors = draw_factors(encoder.depths, [np.random.default_rng(i) for i in range(2)])
+    draws = [np.random.default_rng(i) for i in range(2)]
+    factors = torch.from_numpy(draw_factors(encoder.depths, draws))
     assert factors.min() == 0 and factors.max() > 1
     encoder.skip(factors)
     both = encoder(images)[-1]

@@ -216,11 +216,6 @@ ROWS: dict[str, tuple[Spoil, Callable[[Any], object], str]] = {
         convert,
         r"town_0_gtFine_labelIds\.png: 6 x 4 pixels, needed are the image's 16 x 8",
     ),
-    "label without image": (
-        lambda: Path(f"{IMAGES}/1.png").unlink(),
-        convert,
-        r"raw/game .*: labels/1\.png: label without image",
-    ),
     "evaluation image without label": (
         lambda: Path(CITY_LABEL).unlink(),
         convert,
@@ -263,7 +258,7 @@ ROWS: dict[str, tuple[Spoil, Callable[[Any], object], str]] = {
         r"images\.crop = \[32, 8\]: larger than raw/game/images/0\.png, which is 16 x 8",
     ),
     "no class with enough pixels": (
-        lambda: converted(sampling__min_pixels=1000),
+        lambda: converted(sampling__min_pixels=1000, sampling__min_crop_ratio=0.01),
         pretrain,
         r"sampling\.min_pixels = 1000: no source image has more pixels of any class",
     ),
@@ -483,6 +478,11 @@ GOOD: dict[str, Spoil] = {
     "image that is a JPEG": lambda: write_image(f"{IMAGES}/1.png", format="JPEG"),
     "image of 16 bits": lambda: write_pixels(f"{IMAGES}/1.png", np.dstack([GREY16] * 3)),
     "grey image": lambda: write_label(f"{IMAGES}/1.png"),
+    "label without image": lambda: Path(f"{IMAGES}/1.png").unlink(),
+    "folder named as an image": lambda: Path(f"{IMAGES}/3.png").mkdir(),
+    "endings in capitals": lambda: [
+        Path(f"{folder}/1.png").rename(f"{folder}/1.PNG") for folder in (IMAGES, LABELS)
+    ],
     "one label void": lambda: write_label(f"{LABELS}/1.png", value=0),
     "one class alone": lambda: [
         write_label(f"{LABELS}/{number}.png", value=7) for number in range(3)

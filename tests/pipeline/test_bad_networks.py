@@ -3,8 +3,10 @@
 import json
 import pickle
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,12 +64,22 @@ def change(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> N
     save_file(state, path, metadata)
 
 
-def describe(**values: object) -> None:
-    """Change what the model says of itself."""
+def rewrite(change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what the model says of itself and of its classes."""
     with safe_open(str(MODEL), "pt") as file:
         description = json.loads(file.metadata()["ssda"])
-    description["model"] |= values
+    change(description)
     save_file(load_file(MODEL), MODEL, {"ssda": json.dumps(description)})
+
+
+def describe(**values: object) -> None:
+    """Change what the model says of itself."""
+    rewrite(lambda description: description["model"].update(values))
+
+
+def say(text: str) -> None:
+    """Let the model describe itself by a text."""
+    save_file(load_file(MODEL), MODEL, {"ssda": text})
 
 
 def spoil_first(state: dict[str, torch.Tensor], value: float) -> None:
@@ -78,6 +90,11 @@ def spoil_first(state: dict[str, torch.Tensor], value: float) -> None:
 def reshape_first(state: dict[str, torch.Tensor]) -> None:
     name = next(iter(state))
     state[name] = torch.zeros(1, 2, 3, 4)
+
+
+def cast_first(state: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    name = next(name for name, tensor in state.items() if tensor.is_floating_point())
+    state[name] = state[name].to(dtype)
 
 
 def truncate(path: Path) -> None:
@@ -141,6 +158,90 @@ ROWS: dict[str, tuple[Callable[[], object], Callable[[], object], str]] = {
         run_predict,
         r"model\.safetensors: channels = 'wide'",
     ),
+    "model that names a repository": (
+        lambda: describe(encoder="hf-hub:someone/x"),
+        run_predict,
+        r"model\.safetensors: model\.encoder = 'hf-hub:someone/x': allowed in a file are",
+    ),
+    "model that names a folder": (
+        lambda: describe(encoder="local-dir:own"),
+        run_predict,
+        r"model\.safetensors: model\.encoder = 'local-dir:own': allowed in a file are",
+    ),
+    "model of another tag": (
+        lambda: describe(encoder="resnet18.of_mine"),
+        run_predict,
+        r"model\.encoder = 'resnet18\.of_mine': not an encoder that timm can cut",
+    ),
+    "model that would fill the memory": (
+        lambda: describe(encoder="vit_giant_patch14_clip_224", channels=2048),
+        run_predict,
+        r"model\.safetensors: weights do not fit",
+    ),
+    "model with a width of 2^40": (
+        lambda: describe(channels=2**40),
+        run_predict,
+        r"model\.safetensors: channels = 1099511627776: .*less than or equal to 2048",
+    ),
+    "model of a billion classes": (
+        lambda: rewrite(lambda said: said["space"].update(classes=10**9)),
+        run_predict,
+        r"model\.safetensors: classes = 1000000000: ",
+    ),
+    "model of 1000 classes": (
+        lambda: rewrite(
+            lambda said: said["space"].update(
+                classes={f"c{i}": [i % 256, i // 256, 0] for i in range(1000)}
+            )
+        ),
+        run_predict,
+        r"model\.safetensors: classes = .*at most 254",
+    ),
+    "model whose classes are missing": (
+        lambda: rewrite(lambda said: said.pop("space")),
+        run_predict,
+        r"model\.safetensors: space: missing",
+    ),
+    "model that divides by nothing": (
+        lambda: rewrite(lambda said: said.update(std=[0, 1, 1])),
+        run_predict,
+        r"model\.safetensors: std\.0 = 0: ",
+    ),
+    "model with an unknown key": (
+        lambda: rewrite(lambda said: said.update(code="import os")),
+        run_predict,
+        r"model\.safetensors: code = 'import os': no such key",
+    ),
+    "model whose description is no JSON": (
+        lambda: say("{"),
+        run_predict,
+        r"model\.safetensors: not valid JSON",
+    ),
+    "model whose description is nested": (
+        lambda: say('{"model": ' * 100_000),
+        run_predict,
+        r"model\.safetensors: not valid JSON",
+    ),
+    "model whose description is a list": (
+        lambda: say('["model"]'),
+        run_predict,
+        r"model\.safetensors: input should be a valid dictionary",
+    ),
+    "model whose description is text": (
+        lambda: say('{"model": "model", "space": []}'),
+        run_predict,
+        r"model\.safetensors: model = 'model': ",
+    ),
+    "model with numbers of 8 bits": (
+        lambda: change(MODEL, lambda state: cast_first(state, torch.float8_e4m3fn)),
+        run_predict,
+        r"model\.safetensors: weights do not fit: \S+ is torch\.float8_e4m3fn, not torch\.float32",
+    ),
+    "model of complex numbers": (
+        lambda: change(MODEL, lambda state: cast_first(state, torch.complex64)),
+        run_predict,
+        r"model\.safetensors: weights do not fit: \S+ is torch\.complex64, not torch\.float32",
+    ),
     "other safetensors": (
         lambda: WEIGHTS.replace(MODEL),
         run_predict,
@@ -193,7 +294,7 @@ ROWS: dict[str, tuple[Callable[[], object], Callable[[], object], str]] = {
     "truncated image": (
         lambda: truncate(Path("own/a.png")),
         run_predict,
-        r"own/a\.png: not a readable image",
+        r"own/a\.png: truncated: the image's end marker is missing",
     ),
     "two images of one name": (
         lambda: write_image("own/a.jpg"),
@@ -213,9 +314,30 @@ ROWS: dict[str, tuple[Callable[[], object], Callable[[], object], str]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def nobody_is_called(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What a network file made its reader call; a call fails."""
+    called: list[object] = []
+
+    def refuse(*arguments: object, **_: object) -> None:
+        called.append(arguments)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", refuse)
+    monkeypatch.setattr("timm.models._factory.load_model_config_from_path", refuse)
+    return called
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_bad_networks_and_images_are_one_line(
-    workspace: Path, capfd: pytest.CaptureFixture[str], row: str
+    workspace: Path,
+    nobody_is_called: list[object],
+    capfd: pytest.CaptureFixture[str],
+    row: str,
 ) -> None:
     spoil, work, expected = ROWS[row]
     spoil()
@@ -226,7 +348,7 @@ def test_bad_networks_and_images_are_one_line(
     assert line.startswith("error: ") and re.search(expected, line), line
     assert "\n" not in line and len(line) < 500
     assert "Traceback" not in capfd.readouterr().err
-    assert not Path("harmed").exists()
+    assert not Path("harmed").exists() and nobody_is_called == []
     assert {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()} == before
     with pytest.raises((ValueError, OSError)):
         guard(work, debug=True)

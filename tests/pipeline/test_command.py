@@ -1,7 +1,9 @@
 import errno
 from collections.abc import Callable
 
+import numpy as np
 import pytest
+import torch
 
 from pipeline.command import guard
 
@@ -40,3 +42,15 @@ def test_a_full_disk_without_a_file_s_name_says_where_to_look() -> None:
     with pytest.raises(SystemExit) as caught:
         guard(raising(OSError(errno.ENOSPC, "No space left on device")), debug=False)
     assert "/dev/shm" in str(caught.value.code)
+
+
+@pytest.mark.parametrize("size", [(10**14,), (2**40, 2**40)])
+def test_full_memory_is_one_line_in_every_stage(size: tuple[int, ...]) -> None:
+    for work in (lambda: torch.empty(size), lambda: np.empty(10**15)):
+        with pytest.raises(
+            SystemExit, match=r"^error: out of memory .*evaluation_batch_size"
+        ) as end:
+            guard(work, debug=False)
+        assert "\n" not in str(end.value.code)
+        with pytest.raises((RuntimeError, MemoryError)):
+            guard(work, debug=True)

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.check import check
 from pipeline.convert import convert
+from pipeline.dependencies import updated
 from pipeline.inventory import INVENTORY, inventory
 from ssda.datasets.index import class_frequencies, read_index, read_sources
+from ssda.files import fingerprint
 from ssda.labels import CITYSCAPES
 from ssda.params import Params, load_params
+from ssda.sections import read_yaml
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -142,14 +146,19 @@ def test_inventory_changes_when_and_only_when_raw_data_do(params: Params) -> Non
     written = written_to.stat().st_mtime_ns
     assert list(before) == ["sources/game", "target/train", "target/validation", "target/report"]
 
-    for path in game.rglob("*.png"):
-        os.utime(path, (0, 0))
+    for path in game.rglob("*.png"):  # a copy: new times, new place, equal content
+        copy = path.with_name("copy")
+        copy.write_bytes(path.read_bytes())
+        copy.replace(path)
     train_labels = city / f"gtFine/{params.target.train}/town"
     for path in train_labels.iterdir():
         path.write_bytes(b"garbage")
     (train_labels / "extra_gtFine_labelIds.png").touch()
     assert digests() == before
     assert written_to.stat().st_mtime_ns == written
+
+    (game / "labels/00002_labelTrainIds.png").touch()  # what other tools leave there
+    assert digests() == before
 
     (game / "labels/00002.png").write_bytes(b"other size")
     resized = digests()
@@ -162,6 +171,123 @@ def test_inventory_changes_when_and_only_when_raw_data_do(params: Params) -> Non
     )
     added = digests()
     assert {name for name in before if resized[name] != added[name]} == {"target/validation"}
+
+
+@pytest.mark.parametrize("file", ["images/00001.png", "labels/00001.png"])
+@pytest.mark.parametrize("keeps_time", [False, True])
+def test_a_correction_in_place_of_equal_size_is_seen(
+    params: Params, monkeypatch: pytest.MonkeyPatch, file: str, keeps_time: bool
+) -> None:
+    monkeypatch.setattr("pipeline.inventory.SETTLED", 0)
+    path = Path(params.sources["game"].root) / file
+    time.sleep(0.02)
+    inventory(params, "game")
+    before = (INVENTORY / "game.json").read_text()
+    status = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1  # in the checksum of the pixels
+    path.write_bytes(content)
+    if keeps_time:
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    inventory(params, "game")
+    assert (INVENTORY / "game.json").read_text() != before
+    content[-20] ^= 1
+    path.write_bytes(content)
+    inventory(params, "game")
+    assert (INVENTORY / "game.json").read_text() == before
+
+
+def test_two_clones_have_equal_inventories(params: Params, tmp_path: Path) -> None:
+    inventory(params, "game")
+    clone = tmp_path.with_name(f"{tmp_path.name} clone")
+    for path in tmp_path.rglob("*.png"):
+        copy = clone / path.relative_to(tmp_path)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    first = (INVENTORY / "game.json").read_bytes()
+    os.chdir(clone)
+    inventory(params, "game")
+    assert (INVENTORY / "game.json").read_bytes() == first
+
+
+def test_only_files_that_were_touched_are_opened(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def noted(path: str) -> str:
+        opened.append(path)
+        return fingerprint(path)
+
+    monkeypatch.setattr("pipeline.inventory.fingerprint", noted)
+    inventory(params, "game")
+    assert len(opened) == 6 + 1 + 2 * 2
+    opened.clear()
+    inventory(params, "game")
+    assert len(opened) == 6 + 1 + 2 * 2  # too young: a further change may not show in their times
+    monkeypatch.setattr("pipeline.inventory.SETTLED", 0)
+    inventory(params, "game")
+    opened.clear()
+    inventory(params, "game")
+    assert opened == []
+    path = f"{params.sources['game'].root}/labels/00000.png"
+    os.utime(path)
+    inventory(params, "game")
+    assert opened == [path]
+    for kept in Path(".ssda/fingerprints").glob("*.json"):
+        kept.write_text("{")
+    inventory(params, "game")
+    assert len(opened) == 1 + 11
+
+
+@pytest.mark.parametrize("folder", ["data", "models", "metrics", "data/converted"])
+def test_results_on_another_disk_are_told_before_any_work(
+    params: Params, tmp_path_factory: pytest.TempPathFactory, folder: str
+) -> None:
+    away = tmp_path_factory.mktemp("disk")
+    Path(folder).parent.mkdir(exist_ok=True)
+    Path(folder).symlink_to(away)
+    for work in (lambda: inventory(params, "game"), lambda: check(params)):
+        with pytest.raises(ValueError, match=rf"^{folder}\S*: a link to {away}.*dvc cache dir"):
+            work()
+    assert not any(away.iterdir())
+
+
+def test_a_raw_set_that_an_experiment_s_folder_lacks(
+    params: Params, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path_factory.mktemp("main")))
+    inventory(params, "game")
+    Path(params.target.root).rename("elsewhere")
+    with pytest.raises(ValueError, match=r"^demo/raw/city: not in the folder of this experiment"):
+        inventory(params, "game")
+
+
+def test_a_marker_of_the_target_must_be_in_dvc_yaml(params: Params) -> None:
+    text = (REPOSITORY / "dvc.yaml").read_text()
+    Path("dvc.yaml").write_text(text)
+    inventory(params, "game")
+    target = params.target.model_copy(update={"marker": "leftImg8bit/x.png"})
+    marked = params.model_copy(update={"target": target})
+    with pytest.raises(ValueError, match=r"target\.marker = .*run python -m pipeline.dependencies"):
+        inventory(marked, "game")
+    Path("dvc.yaml").write_text(updated(text, marked))
+    inventory(marked, "game")
+    deps = read_yaml(Path("dvc.yaml"))["stages"]["inventory"]["do"]["deps"]
+    assert deps[:2] == ["${item.root}/${item.marker}", "${target.root}/${target.marker}"]
+    assert updated(Path("dvc.yaml").read_text(), params) == text
+
+
+def test_leftover_labels_are_told(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = Path(params.sources["game"].root) / "labels"
+    for seed in range(3):
+        (labels / f"{seed:05}_labelTrainIds.png").touch()
+    with pytest.raises(ValueError, match="problems"):  # these images are smaller than the crop
+        check(params)
+    assert "\n  3 labels without image left out\n" in capsys.readouterr().out
+    done = run_python("-m", "pipeline.convert")
+    assert "convert: sources/game: 3 labels without image left out\n" in done.stdout
 
 
 def test_inventory_changes_with_layout_and_classes(params: Params) -> None:

@@ -103,6 +103,30 @@ def test_a_fall_of_more_than_chance_is_refused(
     assert [SCORES in reason for reason in fallen("main")] == [True] * refused
 
 
+def subset_scores(miou: float, **subsets: float) -> str:
+    return json.dumps({"adapted": {"miou": miou} | subsets})
+
+
+@pytest.mark.parametrize(
+    ("after", "reason"),
+    [
+        (subset_scores(40, miou_16=50, miou_13=40), None),
+        (subset_scores(50, miou_16=40, miou_13=50), "adapted.miou_16 was 50 and is 40"),
+        (subset_scores(50, miou_13=40, miou_16=50), "adapted.miou_13 was 50 and is 40"),
+        (subset_scores(40, miou_few=50), "adapted.miou was 50 and is 40"),
+        (subset_scores(40), "adapted.miou was 50 and is 40"),
+    ],
+)
+def test_the_first_subset_of_classes_decides(
+    repository: Path, after: str, reason: str | None
+) -> None:
+    Path(SCORES).write_text(subset_scores(50, miou_16=50, miou_13=50))
+    run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qam", "subsets")
+    Path(SCORES).write_text(after)
+    assert [reason in found for found in fallen("HEAD") if reason] == [True] * (reason is not None)
+    assert bool(fallen("HEAD")) == (reason is not None)
+
+
 def test_a_base_without_scores_allows_all(repository: Path) -> None:
     run("git", "rm", "-q", "--cached", SCORES)
     run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "none")

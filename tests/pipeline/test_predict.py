@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline import predict as command_line
 from pipeline.predict import Settings, look, predict
@@ -203,9 +204,86 @@ def test_a_video_that_is_stopped_leaves_nothing(monkeypatch: pytest.MonkeyPatch)
     assert list(Path("out").iterdir()) == []
 
 
+def test_broken_files_are_listed_when_the_others_are_done(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = write("in/a.jpg").read_bytes()
+    Path("in/b.jpg").write_bytes(whole[: len(whole) // 2])
+    Path("in/c.png").write_text("no image")
+    write_video("in/d.avi", "MJPG", frames=2)
+    Path("in/e.mp4").write_text("no video")
+    write("in/f.png")
+    with pytest.raises(ValueError) as caught:
+        predict(MODEL, [Path("in")], Path("out"), CPU)
+    assert str(caught.value).splitlines() == [
+        "3 problems",
+        "  in/e.mp4: not a readable video",
+        "  in/b.jpg: truncated: the image's end marker is missing",
+        "  in/c.png: not a readable image",
+    ]
+    written = {path.name for path in Path("out").iterdir()}
+    assert written == {f"{name}_{kind}.png" for name in "af" for kind in KINDS} | {"d_overlay.mp4"}
+    assert capsys.readouterr().out == "2 images and 1 videos are labelled in out\n"
+
+
+def test_what_systems_leave_is_skipped_and_what_cannot_be_read_is_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write("in/IMG_0.JPG.d/a.png").rename("in/IMG_0.JPG.d/a.PNG")
+    Path("in/IMG_1.jpg").mkdir()
+    for name in ("._IMG_0.jpg", ".DS_Store", "Thumbs.db", "b.heic", "c.HEIC", "notes.txt", "raw"):
+        Path("in", name).write_bytes(b"\0\5\26\7")
+    write("in/.trash/b.png")
+    predict(MODEL, [Path("in")], Path("out"), CPU)
+    told = "1 images and 0 videos are labelled in out; 4 files left out (.heic, .txt, no ending)\n"
+    assert capsys.readouterr().out == told
+    assert {path.name for path in Path("out/IMG_0.JPG.d").iterdir()} == {
+        f"a_{kind}.png" for kind in KINDS
+    }
+
+
+def test_links_are_followed_but_not_in_circles() -> None:
+    write("elsewhere/day/a.png")
+    write("in/b.png")
+    Path("in/linked").symlink_to(Path("elsewhere").resolve())
+    Path("in/c.png").symlink_to(Path("elsewhere/day/a.png").resolve())
+    predict(MODEL, [Path("in")], Path("out"), CPU)
+    found = {path.relative_to("out").as_posix() for path in Path("out").rglob("*_ids.png")}
+    assert found == {"b_ids.png", "c_ids.png", "linked/day/a_ids.png"}
+    Path("elsewhere/again").symlink_to(Path("in").resolve())
+    with pytest.raises(ValueError, match=r"in/linked/again: a link to in, whose files would come"):
+        predict(MODEL, [Path("in")], Path("out"), CPU)
+
+
+def test_a_photo_is_labelled_as_it_is_shown() -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(picture(48, 32)).save("photo.png", exif=exif)
+    Image.fromarray(np.rot90(picture(48, 32), -1)).save("turned.png")
+    predict(MODEL, [Path("photo.png"), Path("turned.png")], Path("out"), CPU)
+    for kind in KINDS:
+        assert np.array_equal(read(f"out/photo_{kind}.png"), read(f"out/turned_{kind}.png"))
+    assert read("out/photo_ids.png").shape == (48, 32)
+
+
+def test_too_little_memory_is_one_line(network: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = look(network, iter([("a", picture(32, 32))]), Settings(scale=99.0))
+
+    def resize(*_: object, **__: object) -> np.ndarray:
+        raise cv2.error("(-4:Insufficient memory) Failed to allocate 400000000000 bytes")
+
+    monkeypatch.setattr(cv2, "resize", resize)
+    with pytest.raises(ValueError, match=r"^a: out of memory with --batch 1; try .* --scale 0.5"):
+        next(seen)
+
+
 BAD = {
     "nothing there": (["none.png"], r"none.png: no such file or folder"),
     "folder without images": (["empty"], r"empty: no image or video \(.png, .jpg, "),
+    "nothing but others": (
+        ["others"],
+        r"others: no image or video \(.*\); 1 file left out \(.heic\)",
+    ),
     "no image": (["text.txt"], r"text.txt: not a readable image"),
     "no video": (["text.mp4"], r"text.mp4: not a readable video"),
     "video without its index": (["cut.mp4"], r"cut.mp4: not a readable video"),
@@ -225,6 +303,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     write("a/x.png")
     write("b/x.jpg")
     Path("empty").mkdir()
+    Path("others").mkdir()
+    Path("others/a.heic").touch()
     for name in ("text.txt", "text.mp4"):
         Path(name).write_text("neither")
     Path("cut.mp4").write_bytes(write_video("whole.mp4", "mp4v").read_bytes()[:500])

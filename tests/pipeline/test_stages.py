@@ -142,6 +142,28 @@ def test_the_confusion_is_in_per_cent_of_the_truth(workspace: Path) -> None:
         assert picture is not None and picture.std() > 10
 
 
+def test_the_curve_ends_where_the_report_is(workspace: Path) -> None:
+    """Both are of the validation images here, seen in windows and mirrored, over 16 classes."""
+    before = json.loads((workspace / "metrics/evaluate.json").read_text())
+    windows = {"extent": [32, 32], "step": [16, 16]}
+    params = write_params(workspace, {"evaluate.windows": windows, "evaluate.flip": True})
+    for module, name in STAGES[1:]:
+        getattr(module, name)(params)
+    scores = json.loads((workspace / "metrics/evaluate.json").read_text())
+    ends = {
+        stage: json.loads((workspace / f"metrics/{stage}.json").read_text())[stage]
+        for stage in ("pretrain", "adapt")
+    }
+    for network, end in (
+        ("source_only", ends["pretrain"]["validation_miou"]),
+        ("adapted", ends["adapt"]["validation_miou"]),
+        ("student", ends["adapt"]["validation_miou_student"]),
+    ):
+        assert end == pytest.approx(scores[network]["miou_16"], abs=0.006), network
+    assert scores["adapted"]["miou_16"] != scores["adapted"]["miou"]
+    assert scores["adapted"]["miou_16"] != before["adapted"]["miou_16"]  # seen otherwise
+
+
 def test_the_labels_of_the_target_s_train_split_are_never_opened(workspace: Path) -> None:
     """With garbage in their place the whole run gives the same weights."""
     before = (workspace / "models/adapted.safetensors").read_bytes()
@@ -151,8 +173,9 @@ def test_the_labels_of_the_target_s_train_split_are_never_opened(workspace: Path
     assert (workspace / "models/adapted.safetensors").read_bytes() == before
 
 
-def test_changed_raw_data_is_told_before_training(workspace: Path) -> None:
-    path = next((workspace / "raw/game/images").glob("*.png"))
+@pytest.mark.parametrize("folder", ["game/images", "city/leftImg8bit/val"])
+def test_changed_raw_data_is_told_before_training(workspace: Path, folder: str) -> None:
+    path = next((workspace / "raw" / folder).rglob("*.png"))
     content = path.read_bytes()
     path.write_bytes(content + b" ")
     try:
@@ -178,13 +201,18 @@ def test_a_stage_says_what_runs_where_and_what_came_of_it(
     params = write_params(workspace, overrides)
     capsys.readouterr()
     adapt.adapt(params)
-    start, time_left, end, following = capsys.readouterr().out.splitlines()
+    start, time_left, pace, end, following = capsys.readouterr().out.splitlines()
     assert start.startswith(
         "adapt: 13 steps of 2 source and 2 target images, out of 4 and 4; "
         "tf_efficientnet_lite0 with head daformer ("
     )
-    assert start.endswith(" M parameters) on 1 thread of the CPU")
+    assert start.endswith(" M parameters) on 1 thread of the CPU, TruCRF by its plain form")
     assert re.fullmatch(r"adapt: \S+ s a step, about 00:\d\d left", time_left)
+    assert re.fullmatch(
+        r"adapt: \S+ s a step, \S+ images a second, \S+ % of it waiting for data, "
+        r"validation took 0 % of the time, at most \S+ GiB of memory",
+        pace,
+    )
     score = json.loads((workspace / "metrics/adapt.json").read_text())["adapt"]["validation_miou"]
     assert f"adapt: validation mIoU {score:.1f}," in end and "models/adapted.safetensors" in end
     assert following == "next: python -m pipeline.evaluate"
@@ -204,7 +232,7 @@ def test_the_last_point_of_the_curve_is_the_result(
     calls: list[object] = []
     score = evaluation.score
 
-    def count(*arguments: Any, **options: Any) -> torch.Tensor:
+    def count(*arguments: Any, **options: Any) -> list[torch.Tensor]:
         calls.append(arguments[0])
         return score(*arguments, **options)
 

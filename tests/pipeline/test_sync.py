@@ -196,7 +196,7 @@ def test_what_the_cache_has_lost_costs_a_line(params: Params) -> None:
 def test_a_server_that_is_down_is_one_line(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     for work in (lambda: sync(params), lambda: checkout(params, "blue-cat", None)):
-        with pytest.raises(ValueError, match=r"^MLflow \(127.0.0.1:9\)") as caught:
+        with pytest.raises(ValueError, match=r"^MLflow \(http://127.0.0.1:9\)") as caught:
             work()
         assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 

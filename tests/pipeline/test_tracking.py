@@ -5,6 +5,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from pipeline.repository import root as repository_root
 from pipeline.tracking import (
     JOURNALS,
     Journal,
@@ -23,6 +25,8 @@ from pipeline.tracking import (
     run_key,
     stage_run,
     to_json,
+    tracking_uri,
+    unreachable,
     write_journal,
 )
 from ssda.params import Params, load_params
@@ -334,7 +338,7 @@ def test_server_that_is_down_costs_one_line(
     work("adapt", params)
     assert time.monotonic() - start < 8
     output = capsys.readouterr()
-    assert output.err.startswith("warning: MLflow (127.0.0.1:9)")
+    assert output.err.startswith("warning: MLflow (http://127.0.0.1:9)")
     assert output.err.count("\n") == 1 and output.out == ""
     assert "secret" not in output.err
     points = json.loads((JOURNALS / "adapt.json").read_text())["metrics"]["adapt/loss"]
@@ -424,3 +428,138 @@ def test_mlflow_is_imported_late() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY
     )
     assert done.stdout == "False\n"
+
+
+def test_timings_are_in_the_run_and_not_in_the_journal(params: Params, root: Path) -> None:
+    """The journal is an output: it must not differ from run to run."""
+    with stage_run("adapt", params) as run:
+        run.metrics({"loss": 0.5}, 10)
+        run.timings({"speed.seconds_a_step": 0.25, "speed.of_peak_percent": None}, 10)
+        run.release(10)
+        run.timings({"speed.seconds_a_step": 0.75}, 20)
+    (found,) = runs(root, params)
+    assert curve(root, found, "adapt/speed.seconds_a_step") == [(10, 0.25), (20, 0.75)]
+    assert "adapt/speed.of_peak_percent" not in found.data.metrics
+    assert "speed" not in (JOURNALS / "adapt.json").read_text()
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_machine_is_watched_where_params_ask_for_it(
+    params: Params,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    asked: bool,
+) -> None:
+    """On a machine with a card the tool that reads its use may be missing."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    monkeypatch.setattr("pipeline.tracking.shutil.which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr("pipeline.tracking.find_spec", lambda _: None)
+    runtime = params.runtime.model_copy(update={"system_metrics": asked})
+    params = params.model_copy(update={"runtime": runtime})
+    for stage in ("pretrain", "adapt"):
+        with stage_run(stage, params):
+            time.sleep(0.4 if asked else 0.1)
+    (run,) = runs(root, params)
+    assert ("system/cpu_utilization_percentage" in run.data.metrics) is asked
+    assert ("pip install nvidia-ml-py" in capsys.readouterr().err) is asked
+    if asked:
+        at = [step for step, _ in curve(root, run, "system/cpu_utilization_percentage")]
+        assert at == list(range(len(at))), "the second stage goes on where the first ended"
+        assert not any(thread.name == "SystemMetricsMonitor" for thread in threading.enumerate())
+
+
+def test_in_a_folder_of_a_larger_repository_that_folder_is_the_root(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the database, the state and the parameters that a run is compared with."""
+    inner = tmp_path / "research" / "streets"
+    (inner / ".dvc").mkdir(parents=True)
+    (inner / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
+    monkeypatch.chdir(inner)
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        names = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *names, *command], cwd=inner.parent, check=True)
+    monkeypatch.delenv("DVC_ROOT")
+    monkeypatch.delenv("DVC_EXP_BASELINE_REV")
+    work("adapt", with_radius(params, 3))
+    (run,) = runs(inner, params)
+    assert "Parameters changed: `adapt.trucrf.radius=3`." in run.data.tags["mlflow.note.content"]
+    deeper = inner / "docs"
+    deeper.mkdir()
+    monkeypatch.chdir(deeper)
+    assert repository_root() == inner
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        ("sqlite:///own.db", "plain"),
+        ("sqlite:///below/own.db?timeout=9", "plain"),
+        (None, "100%20 #1? a"),
+        ("sqlite:///own.db", "100%20 #1? a"),
+    ],
+)
+def test_a_database_is_found_from_anywhere_whatever_it_is_called(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, folder: str
+) -> None:
+    """A stage in a temporary folder writes into the main repository."""
+    root = tmp_path / folder
+    (root / "below").mkdir(parents=True)
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    if given:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.chdir(temporary)
+    Path("picture.png").write_bytes(b"picture")
+    with stage_run("adapt", params) as stage:
+        stage.artifact(Path("picture.png"))
+    name = given.removeprefix("sqlite:///").partition("?")[0] if given else "mlflow.db"
+    with closing(sqlite3.connect(root / name)) as database:
+        assert database.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)]
+    assert len(list((root / "mlruns").rglob("picture.png"))) == 1
+    assert sorted(path.name for path in temporary.iterdir()) == ["metrics", "picture.png"]
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("runs of mine", "file://{root}/runs%20of%20mine"),
+        ("file:./mlruns", "file://{root}/mlruns"),
+        ("file:///data/mlruns", "file:///data/mlruns"),
+        ("http://user:word@host:5000", "http://user:word@host:5000"),
+        ("sqlite:////data/own.db", "sqlite:////data/own.db"),
+        ("postgresql://host/runs", "postgresql://host/runs"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_an_address_is_relative_to_the_main_repository(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str, used: str
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    assert tracking_uri() == used.format(root=tmp_path)
+
+
+def test_what_mlflow_advises_is_told_whole(
+    params: Params, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work("pretrain", params)
+    experiment = client(root).get_experiment_by_name(params.runtime.experiment)
+    assert experiment is not None
+    client(root).delete_experiment(experiment.experiment_id)
+    work("adapt", params)
+    told = capsys.readouterr().err
+    assert told.startswith("warning: MLflow (sqlite:///") and told.count("\n") == 1
+    assert f"mlflow experiments restore --experiment-id {experiment.experiment_id}`" in told
+    advice = "Detected out-of-date schema " + "x" * 200 + ", run 'mlflow db upgrade <uri>'"
+    assert unreachable(OSError(f"{advice}\nmore")).endswith(f"OSError: {advice}")
+
+
+def test_an_address_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000/a")
+    told = unreachable(OSError("no answer from http://me:secret@host:5000, ask admin@host"))
+    assert told == (
+        "MLflow (http://host:5000/a): OSError: no answer from http://host:5000, ask admin@host"
+    )

@@ -41,7 +41,8 @@ def test_the_command_mends_comments_and_leaves_values(tmp_path: Path) -> None:
 def test_the_page_says_what_is_allowed_and_what_reruns() -> None:
     lines = parameters.page().splitlines()
     assert any(
-        line.startswith("| `radius` | `5` | `5` | whole number >= 1 | Half width") for line in lines
+        line.startswith("| `radius` | `5` | `5` | whole number [1, 64] | Half width")
+        for line in lines
     )
     assert any("[0, 1) |" in line for line in lines if line.startswith("| `dropout`"))
     start = lines.index("## evaluate.windows")

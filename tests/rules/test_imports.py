@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTS = {
-    f"ssda.{name}" for name in ("files", "labels", "params", "processes", "randomness", "sections")
+    f"ssda.{name}"
+    for name in ("files", "labels", "params", "processes", "randomness", "sections", "tensors")
 }
 ALLOWED = {
     "ssda/datasets": {"ssda.datasets"},

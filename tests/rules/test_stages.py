@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from pipeline.dependencies import import_closure, sections_read, updated
-from ssda.params import Params
+from ssda.params import Params, load_params
 from ssda.sections import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,9 +18,10 @@ STAGES = {
 
 def test_deps_and_params_are_what_the_command_writes() -> None:
     text = (ROOT / "dvc.yaml").read_text()
-    assert updated(text) == text, "run python -m pipeline.dependencies"
+    params = load_params(ROOT / "params.yaml")
+    assert updated(text, params) == text, "run python -m pipeline.dependencies"
     listed = text.replace("        - ssda/files.py\n", "")
-    assert updated(listed) == text != listed
+    assert updated(listed, params) == text != listed
 
 
 def test_the_import_closure_has_what_functions_import_and_not_what_changes_no_result() -> None:
@@ -28,6 +29,12 @@ def test_the_import_closure_has_what_functions_import_and_not_what_changes_no_re
     assert {"pipeline/adapt.py", "ssda/engine/adapting.py", "ssda/method/trucrf_cuda.py"} <= adapt
     assert not {"pipeline/tracking.py", "pipeline/evaluate.py", "ssda/datasets/layouts.py"} & adapt
     assert sections_read({"pipeline/adapt.py"}) == {"adapt", "compute", "model"}
+
+
+def test_scoring_depends_on_no_training() -> None:
+    assert not {"ssda/engine/adapting.py", "ssda/engine/training.py"} & set(
+        STAGES["evaluate"]["deps"]
+    )
 
 
 def test_stages_are_the_paper_s_in_order() -> None:

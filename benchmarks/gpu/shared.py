@@ -1,0 +1,131 @@
+"""What the parts share: where they compute, clocks, made-up batches, a training loop."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.presets import certain, reduced
+from benchmarks.step import Setting, create_setting, made_up_task
+from ssda.datasets.batches import SourceBatch, TargetBatch
+from ssda.engine.device import set_up
+from ssda.engine.training import Progress, StepRecord, create_optimiser, train
+from ssda.labels import CITYSCAPES
+from ssda.method.adaptation import joint_step
+from ssda.method.guidance import PREDICTED_SHARE
+from ssda.method.teacher import moving_average
+from ssda.params import Params, load_params
+
+SMALL = os.environ.get("SMALL") == "1"
+ON_CARD = torch.cuda.is_available() and not SMALL
+DEVICE = torch.device("cuda:0" if ON_CARD else "cpu")
+LITTLE = {
+    "gta_resnet101": "resnet18",
+    "gta_mit_b5": "mit_b0",
+    "gta_dinov3_l": "vit_small_patch16_dinov3.lvd1689m",
+}
+"""Encoders of a rehearsal."""
+
+
+def seconds_left() -> float:
+    """Until the part is stopped."""
+    return float(os.environ.get("GPU_UNTIL", "inf")) - time.time()
+
+
+def wait() -> None:
+    """Wait for the card."""
+    if ON_CARD:
+        torch.cuda.synchronize()
+
+
+def milliseconds(work: Callable[[], object], rounds: int = 20) -> float:
+    """Median milliseconds, by events on a card; it runs three times before."""
+    for _ in range(1 if SMALL else 3):
+        work()
+    taken: list[float] = []
+    for _ in range(2 if SMALL else rounds):
+        wait()
+        if ON_CARD:
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            work()
+            last.record()
+            last.synchronize()
+            taken.append(first.elapsed_time(last))
+        else:
+            started = time.perf_counter()
+            work()
+            taken.append(1e3 * (time.perf_counter() - started))
+    return statistics.median(taken)
+
+
+def preset(name: str, crop: int | None = None) -> Params:
+    """A preset for random weights: every pseudo label counts; in a rehearsal it is little."""
+    params = load_params(Path("presets") / f"{name}.yaml")
+    if SMALL:
+        encoder = LITTLE.get(name, params.model.encoder)
+        model = params.model.model_copy(update={"encoder": encoder, "channels": 16})
+        params, crop = params.model_copy(update={"model": model}), 64
+    runtime = params.runtime.model_copy(update={"device": DEVICE.type})
+    params = params.model_copy(update={"runtime": runtime})
+    return certain(params) if crop is None else reduced(params, crop)
+
+
+def prepared(params: Params) -> Setting:
+    """Networks without training on the device, which computes as params say."""
+    set_up(DEVICE, params.compute)
+    return create_setting(params)
+
+
+def batches(params: Params, first: int) -> Iterator[tuple[SourceBatch, TargetBatch]]:
+    """Endless made-up batches as a loader gives them, bytes on the CPU; batch i depends on i."""
+    (width, height), count = params.images.crop, params.adapt.batch_size
+    made: dict[int, tuple[SourceBatch, TargetBatch]] = {}
+    for number in range(4):
+        draw = torch.Generator().manual_seed(number)
+        blocks = torch.randint(0, CITYSCAPES.num_classes, (count, 8, 8), generator=draw)
+        labels = blocks.repeat_interleave(height // 8, 1).repeat_interleave(width // 8, 2)
+        shape = (2, count, 3, height, width)
+        source, target = torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8)
+        counted = torch.ones(count, height, width, dtype=torch.bool)
+        made[number] = SourceBatch(source, labels.byte()), TargetBatch(target, counted)
+    while True:
+        yield made[first % len(made)]
+        first += 1
+
+
+def steps(setting: Setting, progress: Progress | None = None) -> Iterator[StepRecord]:
+    """The training loop over made-up batches, as adaptation drives it."""
+    params, networks = setting.params, setting.networks
+    settings, student = params.adapt, networks.student
+    progress = progress or Progress(create_optimiser(student, settings.optimiser), 0)
+    task = made_up_task(params, student.device)
+
+    def add_gradients(batch: tuple[SourceBatch, TargetBatch], step: int) -> dict[str, torch.Tensor]:
+        source, target = batch[0].to(student.device), batch[1].to(student.device)
+        return joint_step(networks, source, target, task, step)
+
+    for record in train(
+        student,
+        settings.optimiser,
+        settings.iterations,
+        batches(params, progress.steps),
+        add_gradients,
+        moving_average(networks.teacher, student, settings.teacher_momentum),
+        progress=progress,
+        files=lambda step: [],
+        compiled=params.compute.compile,
+    ):
+        if record.problem is None and PREDICTED_SHARE in record.report:
+            networks.predicted.take(record.report[PREDICTED_SHARE])
+        yield record
+
+
+def median_step(records: Iterator[StepRecord], count: int) -> float:
+    """Median milliseconds of the next steps, each to the one wait that it has."""
+    return 1e3 * statistics.median(next(records).cost.seconds for _ in range(count))
