@@ -1,10 +1,10 @@
-"""Which mechanisms pay? Variants of the method x random states on the demo's streets.
+"""Which mechanisms pay? Variants of the method x random states x targets.
 
 Every finished run is a line of a JSON-lines file, which is replaced as a whole; starting again
 runs only what is missing. A line belongs to a hash of the parameters and the data: a run of other
-ones replaces it. Tune by the validation streets; the test streets are for the report.
+ones replaces it. Tune by the validation splits; the test splits are for the report.
 
-    python -m benchmarks.ablation --setting short --states 0 1 2 --jobs 2
+    python -m benchmarks.ablation --setting short --targets city camvid --states 0 1 2 --jobs 2
     python -m benchmarks.summary
 """
 
@@ -30,7 +30,7 @@ import torch
 
 from benchmarks.controls import balanced
 from benchmarks.label_free import label_free_indicators
-from benchmarks.streets import FOLDER, Streets, parameters, streets
+from benchmarks.targets import FOLDER, TARGETS, Splits, parameters, splits_of
 from benchmarks.variants import SETTINGS, VARIANTS, Variant
 from pipeline.repository import locked
 from ssda.datasets.index import Index, class_frequencies
@@ -43,7 +43,7 @@ from ssda.engine.pretraining import imagenet_network, pretrain_steps
 from ssda.engine.statistics import use_target_statistics
 from ssda.engine.training import StepRecord
 from ssda.files import write_text
-from ssda.labels import CITYSCAPES
+from ssda.labels import LabelSpace
 from ssda.method.adaptation import Networks
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
@@ -64,7 +64,7 @@ class Result:
     """A finished run: a line of the file."""
 
     setting: str
-    difficulty: float
+    target: str
     variant: str
     random_state: int
     key: str
@@ -78,9 +78,9 @@ class Result:
     """Label-free."""
 
     @property
-    def address(self) -> tuple[str, float, str, int]:
+    def address(self) -> tuple[str, str, str, int]:
         """Which run it is; a newer one takes its place."""
-        return self.setting, self.difficulty, self.variant, self.random_state
+        return self.setting, self.target, self.variant, self.random_state
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Job:
     """A run that is to be done."""
 
     setting: str
-    difficulty: float
+    target: str
     variant: str
     random_state: int
     key: str
@@ -96,9 +96,9 @@ class Job:
     params: Params
 
     @property
-    def address(self) -> tuple[str, float, str, int]:
+    def address(self) -> tuple[str, str, str, int]:
         """As its result's."""
-        return self.setting, self.difficulty, self.variant, self.random_state
+        return self.setting, self.target, self.variant, self.random_state
 
 
 def main() -> None:
@@ -107,17 +107,18 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--states", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--setting", choices=SETTINGS, default="default")
-    parser.add_argument("--difficulty", type=float, default=1.0, help="0 to 1.5; 1: the demo's")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["city"])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time that share the cores")
     parser.add_argument("--threads", type=int, help="of a run; default: cores / jobs")
     parser.add_argument("--out", type=Path, default=RUNS)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _leave)
-    data = streets(arguments.difficulty)
+    data = {target: splits_of(target) for target in arguments.targets}
     jobs = [
-        job(arguments.setting, arguments.difficulty, name, state, data.digest)
-        for name in arguments.variants
+        job(arguments.setting, target, name, state, data[target].digest)
         for state in arguments.states
+        for target in arguments.targets
+        for name in arguments.variants
     ]
     done = {(result.address, result.key) for result in read_results(arguments.out)}
     missing = [job for job in jobs if (job.address, job.key) not in done]
@@ -128,25 +129,25 @@ def main() -> None:
     default = (signal.SIGTERM, signal.SIG_DFL)
     context = multiprocessing.get_context("fork")
     with context.Pool(arguments.jobs, signal.signal, default) as pool:
-        for result in pool.imap_unordered(_run, [(j, data, threads) for j in missing]):
+        for result in pool.imap_unordered(_run, [(j, data[j.target], threads) for j in missing]):
             add_result(arguments.out, result)
             validation = f"{result.validation.miou:5.1f}" if result.validation else "    -"
             print(
-                f"{result.variant:24} {result.random_state:3}  validation {validation}  "
-                f"test {result.test.miou:5.1f}  {result.seconds:5.0f} s",
+                f"{result.target:18} {result.variant:24} {result.random_state:3}  "
+                f"validation {validation}  test {result.test.miou:5.1f}  {result.seconds:5.0f} s",
                 flush=True,
             )
 
 
-def job(setting: str, difficulty: float, name: str, random_state: int, digest: str) -> Job:
+def job(setting: str, target: str, name: str, random_state: int, digest: str) -> Job:
     """The run of a variant in a setting."""
     variant = VARIANTS[name]
     early = {k: v for k, v in variant.changes.items() if k.split(".")[0] in ("model", "pretrain")}
-    pretraining = parameters(early, difficulty, random_state)
+    pretraining = parameters(early, target, random_state)
     changes = dict(SETTINGS[setting]) | dict(variant.changes)
-    params = parameters(changes, difficulty, random_state)
+    params = parameters(changes, target, random_state)
     key = run_key(variant, pretraining, params, digest)
-    return Job(setting, difficulty, name, random_state, key, pretraining, params)
+    return Job(setting, target, name, random_state, key, pretraining, params)
 
 
 def run_key(variant: Variant, pretraining: Params, params: Params, digest: str) -> str:
@@ -188,26 +189,28 @@ def pretrained_path(params: Params, digest: str) -> Path:
     return FOLDER / "pretrained" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.safetensors"
 
 
-def network_path(setting: str, difficulty: float, variant: str, random_state: int) -> Path:
+def network_path(setting: str, target: str, variant: str, random_state: int) -> Path:
     """Where a run leaves its network, for the diagnostics."""
-    return FOLDER / "networks" / f"{setting}-{difficulty:g}-{variant}-{random_state}.safetensors"
+    return FOLDER / "networks" / f"{setting}-{target}-{variant}-{random_state}.safetensors"
 
 
 def _leave(signal_number: int, frame: FrameType | None) -> None:
     sys.exit(1)  # through the pool's exit, which ends its runs
 
 
-def pretrained(params: Params, data: Streets) -> Segmenter:
+def pretrained(params: Params, data: Splits) -> Segmenter:
     """The pretrained network that variants share; whoever needs it first trains it."""
     path = pretrained_path(params, data.digest)
     with locked(path.with_suffix(".lock")):
         if not path.is_file():
-            network = trained(imagenet(params), data.source, params, params.pretrain.iterations)
-            save_network(path, network, params.model, CITYSCAPES)
+            network = trained(
+                imagenet(params, data.space), data.source, params, params.pretrain.iterations
+            )
+            save_network(path, network, params.model, data.space)
     return load_network(path)[0]
 
 
-def _run(task: tuple[Job, Streets, int]) -> Result:
+def _run(task: tuple[Job, Splits, int]) -> Result:
     """Train, score and describe one variant of one random state."""
     job, data, threads = task
     torch.set_num_threads(threads)
@@ -216,9 +219,9 @@ def _run(task: tuple[Job, Streets, int]) -> Result:
     started = time.monotonic()
     steps = params.pretrain.iterations + params.adapt.iterations
     if training == "source":
-        network = trained(imagenet(params), data.source, params, steps)
+        network = trained(imagenet(params, data.space), data.source, params, steps)
     elif training == "labelled":
-        network = trained(imagenet(params), data.labelled, params, steps)
+        network = trained(imagenet(params, data.space), data.labelled, params, steps)
     else:
         network = pretrained(job.pretraining, data)
         network.to(pick_device(params.runtime.device))
@@ -232,15 +235,15 @@ def _run(task: tuple[Job, Streets, int]) -> Result:
                 pass
             network = networks.teacher
     network.eval()
-    path = network_path(job.setting, job.difficulty, job.variant, job.random_state)
-    save_network(path, network, params.model, CITYSCAPES)
+    path = network_path(job.setting, job.target, job.variant, job.random_state)
+    save_network(path, network, params.model, data.space)
     frequencies = torch.from_numpy(class_frequencies([data.source])).float()
     indicators = label_free_indicators(network, data.target, frequencies, params)
     validation = scored(network, data.validation, params)
     test = scored(network, data.report, params)
     return Result(
         job.setting,
-        job.difficulty,
+        job.target,
         job.variant,
         job.random_state,
         job.key,
@@ -253,16 +256,16 @@ def _run(task: tuple[Job, Streets, int]) -> Result:
 
 
 def variant_steps(
-    variant: Variant, networks: Networks, data: Streets, params: Params
+    variant: Variant, networks: Networks, data: Splits, params: Params
 ) -> Iterator[StepRecord]:
     """`adapt_steps`, seeds chosen as the variant does."""
     with balanced(variant.balance):
-        yield from adapt_steps(networks, [data.source], data.target, params, CITYSCAPES)
+        yield from adapt_steps(networks, [data.source], data.target, params, data.space)
 
 
-def imagenet(params: Params) -> Segmenter:
+def imagenet(params: Params, space: LabelSpace) -> Segmenter:
     """The network that pretraining starts from."""
-    network = imagenet_network(params, CITYSCAPES.num_classes)
+    network = imagenet_network(params, space.num_classes)
     return network.to(pick_device(params.runtime.device))
 
 

@@ -27,14 +27,13 @@ from benchmarks.diagnostics import (
     seed_ratios,
 )
 from benchmarks.measure import rounded
-from benchmarks.streets import Streets, streets
+from benchmarks.targets import TARGETS, Splits, splits_of
 from benchmarks.variants import SETTINGS, VARIANTS
 from ssda.datasets.index import class_frequencies
 from ssda.engine.adapting import start_networks
 from ssda.engine.metrics import confusion_matrix, intersection_over_union
 from ssda.engine.statistics import use_target_statistics
 from ssda.files import write_atomically, write_json
-from ssda.labels import CITYSCAPES
 from ssda.method.teacher import create_teacher
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
@@ -46,7 +45,7 @@ SHOWN = ("road", "sidewalk")
 
 @dataclass(frozen=True)
 class Moment:
-    """The teacher after so many steps, on labelled training streets of the city.
+    """The teacher after so many steps, on labelled training images of the target.
 
     Attributes:
         step: steps of adaptation done.
@@ -67,7 +66,7 @@ def main() -> None:
     adapted = [name for name, variant in VARIANTS.items() if variant.training == "adapt"]
     parser.add_argument("variants", nargs="+", choices=adapted)
     parser.add_argument("--setting", choices=SETTINGS, default="default")
-    parser.add_argument("--difficulty", type=float, default=1.0)
+    parser.add_argument("--target", choices=TARGETS, default="city")
     parser.add_argument("--state", type=int, default=0)
     parser.add_argument("--every", type=int, default=50, help="steps between two looks")
     parser.add_argument("--batches", type=int, default=12, help="of target images, a look")
@@ -75,17 +74,17 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=PLOT)
     arguments = parser.parse_args()
     mpl.use("agg")
-    data = streets(arguments.difficulty)
+    data = splits_of(arguments.target)
     courses: dict[str, list[Moment]] = {}
     for name in arguments.variants:
-        todo = job(arguments.setting, arguments.difficulty, name, arguments.state, data.digest)
+        todo = job(arguments.setting, arguments.target, name, arguments.state, data.digest)
         student = pretrained(todo.pretraining, data)
         courses[name] = course(
             student, name, data, todo.params, every=arguments.every, batches=arguments.batches
         )
         content = {
             "setting": arguments.setting,
-            "difficulty": arguments.difficulty,
+            "target": arguments.target,
             "random_state": arguments.state,
             "images": arguments.batches * todo.params.adapt.batch_size,
             "courses": {n: [asdict(m) for m in moments] for n, moments in courses.items()},
@@ -95,7 +94,7 @@ def main() -> None:
 
 
 def course(
-    student: Segmenter, variant: str, data: Streets, params: Params, *, every: int, batches: int
+    student: Segmenter, variant: str, data: Splits, params: Params, *, every: int, batches: int
 ) -> list[Moment]:
     """Adapt a pretrained network as a variant does; look before the first step and every few."""
     networks = start_networks(student, data.target, params)
@@ -117,7 +116,7 @@ def course(
 
 
 def moment(
-    teacher: Segmenter, step: int, data: Streets, frequencies: Tensor, params: Params, batches: int
+    teacher: Segmenter, step: int, data: Splits, frequencies: Tensor, params: Params, batches: int
 ) -> Moment:
     """Measure a copy of the teacher with new statistics, as adaptation ends with."""
     network = create_teacher(teacher)
@@ -127,13 +126,14 @@ def moment(
     settings = params.adapt.uncertainty
     truth = torch.cat([view.truth for view in views])
     labels = torch.cat([view.labels for view in views])
-    confusion = confusion_matrix(labels, truth, num_classes=CITYSCAPES.num_classes)
+    space = data.labelled.space
+    confusion = confusion_matrix(labels, truth, num_classes=space.num_classes)
     iou = intersection_over_union(confusion).tolist()
     return Moment(
         step,
         ranking(network, views, ratios, params, settings.statistic, settings.passes),
         classes(network, views, ratios, params),
-        dict(zip(CITYSCAPES.names, iou, strict=True)),
+        dict(zip(space.names, iou, strict=True)),
     )
 
 

@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from benchmarks.ablation import job, network_path
 from benchmarks.measure import rounded
-from benchmarks.streets import Streets, streets
+from benchmarks.targets import TARGETS, Splits, splits_of
 from benchmarks.variants import SETTINGS, VARIANTS
-from ssda.datasets.batches import SourceBatch, TargetBatch
+from ssda.datasets.batches import EvaluationBatch, SourceBatch, TargetBatch
 from ssda.datasets.index import Index, class_frequencies
 from ssda.datasets.loading import (
     EvaluationSamples,
@@ -33,7 +33,7 @@ from ssda.datasets.loading import (
 )
 from ssda.engine.checkpoints import load_network
 from ssda.files import write_json
-from ssda.labels import CITYSCAPES, IGNORE
+from ssda.labels import IGNORE, load_space
 from ssda.method.adaptation import Networks, mixed_gradients, target_gradients
 from ssda.method.guidance import Task, guide, shrink_mask
 from ssda.method.losses import source_loss
@@ -163,17 +163,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("variants", nargs="+", choices=VARIANTS)
     parser.add_argument("--setting", choices=SETTINGS, default="default")
-    parser.add_argument("--difficulty", type=float, default=1.0)
+    parser.add_argument("--target", choices=TARGETS, default="city")
     parser.add_argument("--state", type=int, default=0)
     parser.add_argument("--batches", type=int, default=12, help="of target images")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    data = streets(arguments.difficulty)
+    data = splits_of(arguments.target)
     networks: dict[str, Segmenter] = {}
     for name in arguments.variants:
-        path = network_path(arguments.setting, arguments.difficulty, name, arguments.state)
+        path = network_path(arguments.setting, arguments.target, name, arguments.state)
         networks[name] = load_network(path)[0]
-    full = job(arguments.setting, arguments.difficulty, "full", arguments.state, data.digest)
+    full = job(arguments.setting, arguments.target, "full", arguments.state, data.digest)
     params = full.params
     frequencies = torch.from_numpy(class_frequencies([data.source]))
     views = {
@@ -202,7 +202,7 @@ def main() -> None:
     }
     head = {
         "setting": arguments.setting,
-        "difficulty": arguments.difficulty,
+        "target": arguments.target,
         "random_state": arguments.state,
         "images": arguments.batches * params.adapt.batch_size,
     }
@@ -221,14 +221,13 @@ def look(network: Segmenter, index: Index, params: Params, count: int) -> list[V
     for batch in evaluation_batches(samples, lambda _: params.adapt.batch_size, 0):
         if len(views) == count:
             break
-        images, truths = batch.images, batch.labels
+        images, truth = batch.images, _truth(batch)
         inputs = images.float() / 255.0
         embedding = network.embed(inputs)
         probabilities = network.classifier(embedding).softmax(1)
         confidence, labels = probabilities.max(1)
-        truth = torch.stack([label for label in truths if label is not None])
         stride = inputs.shape[-1] // labels.shape[-1]
-        grid = truth[:, stride // 2 :: stride, stride // 2 :: stride].long()
+        grid = truth[:, stride // 2 :: stride, stride // 2 :: stride]
         counted = torch.from_numpy(counted_pixels(images.shape[-2:], params.adapt.margins))
         rim = ~shrink_mask(counted.expand(len(images), -1, -1), labels.shape[-2:])
         views.append(
@@ -243,6 +242,13 @@ def look(network: Segmenter, index: Index, params: Params, count: int) -> list[V
             )
         )
     return views
+
+
+def _truth(batch: EvaluationBatch) -> Tensor:
+    """Labels (N, H, W) int64 at the size of the images."""
+    labels = torch.stack([label for label in batch.labels if label is not None])
+    size = list(batch.images.shape[-2:])
+    return functional.interpolate(labels.unsqueeze(1), size).squeeze(1).long()
 
 
 def near_edges(labels: Tensor) -> Tensor:
@@ -345,7 +351,7 @@ def classes(
     )
     labels = torch.cat([view.labels for view in views])
     truth = torch.cat([view.truth for view in views])
-    for train_id, name in enumerate(CITYSCAPES.names):
+    for train_id, name in enumerate(load_space(params.labels).names):
         there = (labels == train_id) & (truth != IGNORE)
         right = truth == train_id
         rows.append(
@@ -427,7 +433,7 @@ def places(views: list[View], reference: list[Tensor]) -> Place:
 
 
 def gradients(
-    network: Segmenter, data: Streets, frequencies: Tensor, params: Params, count: int = 6
+    network: Segmenter, data: Splits, frequencies: Tensor, params: Params, count: int = 6
 ) -> list[Gradient]:
     """Norm of each loss term's gradient, and whether it points to the truth."""
     student = create_teacher(network).requires_grad_(True).train()
@@ -440,12 +446,12 @@ def gradients(
         [data.source], params.images, params.sampling, params.random_state, "diagnostics"
     )
     sources = source_batches(samples, range(count), params.adapt.batch_size, 0)
-    labelled = EvaluationSamples(data.labelled, None)
+    labelled = EvaluationSamples(data.labelled, params.images.target_size)
     targets = evaluation_batches(labelled, lambda _: params.adapt.batch_size, 0)
     found: dict[str, list[tuple[float, float]]] = {}
     for step, (source, whole) in enumerate(zip(sources, targets, strict=False)):
         images = whole.images
-        truth = torch.stack([label for label in whole.labels if label is not None]).long()
+        truth = _truth(whole)
         width, height = params.images.crop
         corner = (..., slice(height), slice(width))
         counted = torch.from_numpy(counted_pixels(images.shape[-2:], params.adapt.margins))
@@ -482,6 +488,7 @@ def _terms(
     imagenet = networks.imagenet
     assert imagenet is not None
     draws = generators(params.random_state, "diagnostics", step, len(source.images))
+    things = load_space(params.labels).things
 
     def task(weights: dict[str, float], trucrf: float = 0.0, **changes: str) -> Task:
         nothing = dict.fromkeys(("mix", "seed", "uncertainty", "feature_distance"), 0.0)
@@ -494,7 +501,7 @@ def _terms(
                 "uncertainty": params.adapt.uncertainty.model_copy(update=changes),
             }
         )
-        return Task(settings, frequencies, CITYSCAPES.things, params.random_state)
+        return Task(settings, frequencies, things, params.random_state)
 
     def on_target(chosen: Task) -> Callable[[], object]:
         guidance = guide(networks.teacher, networks.predicted, target, chosen, step)
@@ -508,7 +515,9 @@ def _terms(
         logits = student(target.images)
         source_loss(enlarge(logits, truth.shape[-2:]), truth).backward()
 
-    pull = ImageNetPull(imagenet, params.adapt.feature_distance, 1.0, CITYSCAPES.things)
+    pull = ImageNetPull(
+        imagenet, params.adapt.feature_distance, 1.0, load_space(params.labels).things
+    )
     return {
         "truth": on_truth,
         "source": lambda: source_gradients(student, source, draws),
@@ -541,11 +550,7 @@ def _share(right: Tensor) -> float:
 
 
 def _by_class(right: Tensor, labels: Tensor, where: Tensor) -> float:
-    shares = [
-        _share(right[where & (labels == train_id)])
-        for train_id in range(CITYSCAPES.num_classes)
-        if (where & (labels == train_id)).any()
-    ]
+    shares = [_share(right[where & (labels == train_id)]) for train_id in labels[where].unique()]
     return sum(shares) / len(shares)
 
 

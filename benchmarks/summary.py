@@ -18,9 +18,10 @@ import numpy as np
 
 from benchmarks.ablation import RUNS, Result, read_results
 from benchmarks.measure import rounded
+from benchmarks.targets import parameters
 from benchmarks.variants import VARIANTS
 from ssda.files import write_atomically, write_json, write_text
-from ssda.labels import CITYSCAPES
+from ssda.labels import load_space
 
 SUMMARY = Path("benchmarks/results/ablation.json")
 TABLES = Path("benchmarks/results/ablation.md")
@@ -73,7 +74,7 @@ class Row:
 
 
 def rows(results: Sequence[Result], reference: str) -> list[Row]:
-    """A row a variant, in the order of VARIANTS; all results are of one setting and difficulty."""
+    """A row a variant, in the order of VARIANTS; all results are of one setting and target."""
     table: list[Row] = []
     base = {result.random_state: result for result in results if result.variant == reference}
     for variant in VARIANTS:
@@ -97,7 +98,7 @@ def rows(results: Sequence[Result], reference: str) -> list[Row]:
 
 
 def gap_closure(results: Sequence[Result], variant: str) -> Estimate | None:
-    """Share of the gap that a variant closes on the test streets.
+    """Share of the gap that a variant closes on the test split.
 
     (variant - source_longer) / (oracle - source_longer), all trained for as many steps, over the
     random states that have all three; None without any.
@@ -120,7 +121,7 @@ def states_with(results: Sequence[Result], variants: Sequence[str]) -> list[int]
 
 @dataclass(frozen=True)
 class Correlation:
-    """How an indicator goes with the score on the test streets: rank correlations.
+    """How an indicator goes with the score on the test split: rank correlations.
 
     Attributes:
         indicator: its name.
@@ -223,7 +224,7 @@ def markdown(title: str, results: Sequence[Result], reference: str) -> str:
         name: closed for name in VARIANTS if (closed := gap_closure(results, name)) is not None
     }
     if closures:
-        lines += ["", "Share of the gap closed on the test streets:", ""]
+        lines += ["", "Share of the gap closed on the test split:", ""]
         lines += ["| variant | closed | states |", "| --- | --- | --- |"]
         lines += [
             f"| `{name}` | {closed.mean:.0%} | {closed.states} |"
@@ -233,8 +234,10 @@ def markdown(title: str, results: Sequence[Result], reference: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def class_table(results: Sequence[Result], variants: Sequence[str]) -> str | None:
-    """Markdown: IoU of each class on the test streets.
+def class_table(
+    results: Sequence[Result], variants: Sequence[str], names: Sequence[str]
+) -> str | None:
+    """Markdown: IoU of each class on the test split.
 
     Over the random states that have all the variants; None without any.
     """
@@ -243,12 +246,12 @@ def class_table(results: Sequence[Result], variants: Sequence[str]) -> str | Non
     if not states:
         return None
     lines = [
-        f"IoU on the test streets in per cent ± standard deviation, {len(states)} random states:",
+        f"IoU on the test split in per cent ± standard deviation, {len(states)} random states:",
         "",
         f"| class | {' | '.join(f'`{variant}`' for variant in variants)} |",
         "| --- |" + " --- |" * len(variants),
     ]
-    for index, name in enumerate(CITYSCAPES.names):
+    for index, name in enumerate(names):
         cells: list[str] = []
         for variant in variants:
             values = [runs[variant, state].iou[index] for state in states]
@@ -263,7 +266,7 @@ def correlation_table(results: Sequence[Result]) -> str:
     lines = [
         "## Label-free indicators",
         "",
-        f"Spearman's rank correlation with mIoU on the test streets, over {len(results)} runs.",
+        f"Spearman's rank correlation with mIoU on the test split, over {len(results)} runs.",
         "",
         "| indicator | within a random state | adapted runs | all runs |",
         "| --- | --- | --- | --- |",
@@ -291,7 +294,7 @@ def _signed(value: Estimate | None) -> str:
 
 
 def draw_differences(path: Path, title: str, results: Sequence[Result], reference: str) -> None:
-    """Paired differences on the validation streets with their intervals, best on top.
+    """Paired differences on the validation split with their intervals, best on top.
 
     Hollow: of one random state, so without an interval.
     """
@@ -309,7 +312,7 @@ def draw_differences(path: Path, title: str, results: Sequence[Result], referenc
         axes.errorbar(difference.mean, height, xerr=half, fmt="o", color="tab:blue", mfc=face)
     axes.axvline(0, color="grey", linewidth=1)
     axes.set_yticks(range(len(table)), [says for _, says in table], fontsize=8)
-    label = "mIoU on the validation streets, difference to the full method"
+    label = "mIoU on the validation split, difference to the full method"
     axes.set_xlabel(f"{label}\n95 % interval; hollow: one random state", fontsize=8)
     axes.set_title(title, fontsize=9)
     write_atomically(path, lambda partial: figure.savefig(partial, dpi=90))
@@ -317,7 +320,7 @@ def draw_differences(path: Path, title: str, results: Sequence[Result], referenc
 
 
 def draw_indicator(path: Path, results: Sequence[Result], indicator: str) -> None:
-    """An indicator against the score on the test streets, a colour a random state."""
+    """An indicator against the score on the test split, a colour a random state."""
     from matplotlib import pyplot
 
     adapted = [result for result in results if VARIANTS[result.variant].training == "adapt"]
@@ -332,7 +335,7 @@ def draw_indicator(path: Path, results: Sequence[Result], indicator: str) -> Non
             label=f"random state {state}",
         )
     axes.set_xlabel(indicator.replace("_", " "), fontsize=8)
-    axes.set_ylabel("mIoU on the test streets", fontsize=8)
+    axes.set_ylabel("mIoU on the test split", fontsize=8)
     axes.legend(fontsize=7)
     write_atomically(path, lambda partial: figure.savefig(partial, dpi=90))
     pyplot.close(figure)
@@ -350,12 +353,13 @@ def main() -> None:
         raise SystemExit(f"{arguments.runs}: no runs; python -m benchmarks.ablation makes them")
     texts: list[str] = []
     content: dict[str, Any] = {}
-    for setting, difficulty in sorted({(run.setting, run.difficulty) for run in results}):
-        runs = [run for run in results if (run.setting, run.difficulty) == (setting, difficulty)]
-        title = f"Setting {setting}, difficulty {difficulty:g}"
+    for setting, target in sorted({(run.setting, run.target) for run in results}):
+        runs = [run for run in results if (run.setting, run.target) == (setting, target)]
+        title = f"Setting {setting}, target {target}"
         texts.append(markdown(title, runs, arguments.reference))
-        texts += filter(None, [class_table(runs, BY_CLASS)])
-        content[f"{setting} {difficulty:g}"] = {
+        names = load_space(parameters({}, target, 0).labels).names
+        texts += filter(None, [class_table(runs, BY_CLASS, names)])
+        content[f"{setting} {target}"] = {
             "commits": sorted({run.commit for run in runs}),
             "variants": {
                 row.variant: rounded(asdict(row), 3) for row in rows(runs, arguments.reference)
@@ -372,9 +376,9 @@ def main() -> None:
             texts.append(correlation_table(described))
             if len(set(adapted)) == 1:
                 continue  # a plot of differences without intervals misleads
-            draw_differences(PLOTS / f"{setting}-{difficulty:g}.png", title, runs, "full")
+            draw_differences(PLOTS / f"{setting}-{target}.png", title, runs, "full")
             best = next(c.indicator for c in correlations(described) if "labels" not in c.indicator)
-            draw_indicator(PLOTS / f"{setting}-{difficulty:g}-indicator.png", described, best)
+            draw_indicator(PLOTS / f"{setting}-{target}-indicator.png", described, best)
     write_json(SUMMARY, content)
     write_text(TABLES, "\n".join(texts))
     print("\n".join(texts))

@@ -12,9 +12,9 @@ import multiprocessing
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -33,23 +33,38 @@ CITY_SIZE = (128, 256)
 
 @dataclass(frozen=True)
 class Look:
-    """How far a look is from the game: both strengths are 0 there and about 1 in the city."""
+    """How far a look is from the game: both strengths are 0 there and about 1 in the city.
+
+    Attributes:
+        name: game or city.
+        photometric: strength of other colours and light.
+        structural: strength of other shapes and numbers.
+        frequencies: how many times as often things of COUNTS stand on a street, and how many times
+            as wide its road is; 1 where nothing is said.
+    """
 
     name: str
     photometric: float = 0.0
     structural: float = 0.0
+    frequencies: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def __post_init__(self) -> None:
+        """ValueError for a frequency of nothing that is drawn, or below 0."""
+        for name, factor in self.frequencies.items():
+            if name not in (ROAD, *COUNTS) or factor < 0:
+                raise ValueError(
+                    f"frequencies.{name} = {factor}: allowed are numbers >= 0 for "
+                    f"{', '.join((ROAD, *COUNTS))}"
+                )
 
 
-GAME = Look("game")
-
-
-def city(difficulty: float) -> Look:
+def city(difficulty: float, frequencies: Mapping[str, float] | None = None) -> Look:
     """The city's look; difficulty 1 is the default, 0.5 easier, 1.4 as hard as shapes can get.
 
     The balance is such that new statistics of batch normalisation close less than half of the gap:
-    they mend colours, not shapes.
+    they mend colours, not shapes. Frequencies are a look's.
     """
-    return Look("city", photometric=0.5 * difficulty, structural=0.7 * difficulty)
+    return Look("city", 0.5 * difficulty, 0.7 * difficulty, frequencies or {})
 
 
 # How often things stand on a street, on average: (game, city). Moves with the structural strength.
@@ -69,6 +84,9 @@ COUNTS = {
     "tree": (2.4, 2.6),
     "bin": (0.3, 0.6),
 }
+ROAD = "road"
+"""Among a look's frequencies: its width."""
+GAME = Look("game")
 
 
 @dataclass(frozen=True)
@@ -87,15 +105,14 @@ class Layout:
 
 
 def draw_scene(
-    look_name: str, split: str, index: int, *, size: tuple[int, int], difficulty: float = 1.0
+    look: Look, split: str, index: int, *, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scene `index` as RGB (H, W, 3) and Cityscapes label ids (H, W), both uint8."""
-    look = {"game": GAME, "city": city(difficulty)}[look_name]
-    rng = np.random.default_rng([zlib.crc32(look_name.encode()), zlib.crc32(split.encode()), index])
+    rng = np.random.default_rng([zlib.crc32(look.name.encode()), zlib.crc32(split.encode()), index])
     height, width = size
     street = Street(Canvas(size), Camera(), rng, look.structural, look.photometric)
     layout = Layout(
-        road=street.between((3.5, 4.1), (2.9, 4.8)),
+        road=street.between((3.5, 4.1), (2.9, 4.8)) * look.frequencies.get(ROAD, 1.0),
         verge=street.pick((0.0, 0.0, 1.5)),
         pavement=street.between((2.8, 3.6), (1.8, 4.2)),
         crossing=street.pick(((0.0, 0.0), (0.0, 0.0), (18.0, 27.0))),
@@ -110,7 +127,7 @@ def draw_scene(
     sky(street)
     ground(street, layout)
     frontage(street, layout)
-    for _, draw in sorted(things(street, layout, width), key=lambda thing: -thing[0]):
+    for _, draw in sorted(things(street, layout, look, width), key=lambda thing: -thing[0]):
         draw()
     canvas = street.canvas
     image = cv2.resize(canvas.image, (width, height), interpolation=cv2.INTER_AREA)
@@ -308,7 +325,7 @@ Thing = tuple[float, Callable[[], None]]
 """Distance in metres and what to draw there."""
 
 
-def things(street: Street, layout: Layout, width: int) -> Iterator[Thing]:
+def things(street: Street, layout: Layout, look: Look, width: int) -> Iterator[Thing]:
     """Draw lots for everything on road and pavement."""
     rng, camera = street.rng, street.camera
     kerb = layout.road + 0.35
@@ -317,6 +334,7 @@ def things(street: Street, layout: Layout, width: int) -> Iterator[Thing]:
         """A count with the wanted mean that varies as little as whole numbers can, plus chance."""
         game, city = COUNTS[name]
         mean = max(0.0, street.between((game, game), (city, city)))
+        mean *= look.frequencies.get(name, 1.0)
         return int(rng.poisson(mean)) if mean > 1 else int(rng.random() < mean)
 
     def spot(
@@ -462,7 +480,7 @@ def write_gta(
 
 def write_gta_scene(folder: Path, size: tuple[int, int], index: int) -> None:
     """Write one scene; GTA counts from 1."""
-    image, labels = draw_scene("game", "train", index, size=size)
+    image, labels = draw_scene(GAME, "train", index, size=size)
     write_png(folder / "images" / f"{index + 1:05d}.png", image)
     picture = Image.fromarray(labels)
     picture.putpalette(label_palette().tobytes())
@@ -485,7 +503,7 @@ def write_synthia(
 
 def write_synthia_scene(folder: Path, size: tuple[int, int], index: int) -> None:
     """Write one scene: class in the red channel, a number per connected piece in the green one."""
-    image, labels = draw_scene("game", "train", index, size=size)
+    image, labels = draw_scene(GAME, "train", index, size=size)
     classes = np.zeros(256, np.uint16)
     synthia = {name: raw for raw, name in SYNTHIA_IDS.items()}
     for raw, name in CITYSCAPES_IDS.items():
@@ -506,30 +524,33 @@ def write_cityscapes(
     root: Path | str,
     counts: dict[str, int],
     *,
+    look: Look | None = None,
     size: tuple[int, int] = CITY_SIZE,
-    difficulty: float = 1.0,
     processes: int | None = None,
 ) -> None:
-    """Write counts[split] city scenes of each split in Cityscapes' layout, all with labels."""
+    """Write counts[split] city scenes of each split in Cityscapes' layout, all with labels.
+
+    The look is the city's of difficulty 1 unless another is given.
+    """
     with fresh_folder(Path(root)) as folder:
         for split in counts:
             for name in ("leftImg8bit", "gtFine"):
                 (folder / name / split / "town").mkdir(parents=True)
         scenes = [(split, i) for split, count in counts.items() for i in range(count)]
-        task = partial(write_cityscapes_scene, folder, size, difficulty, scenes)
+        task = partial(write_cityscapes_scene, folder, look or city(1.0), size, scenes)
         for_each(task, len(scenes), processes or cpu_count())
 
 
 def write_cityscapes_scene(
     folder: Path,
+    look: Look,
     size: tuple[int, int],
-    difficulty: float,
     scenes: list[tuple[str, int]],
     number: int,
 ) -> None:
     """Write scene `number` of the list of (split, index)."""
     split, index = scenes[number]
-    image, labels = draw_scene("city", split, index, size=size, difficulty=difficulty)
+    image, labels = draw_scene(look, split, index, size=size)
     stem = f"town_{index:06d}_000019"
     write_png(folder / "leftImg8bit" / split / "town" / f"{stem}_leftImg8bit.png", image)
     write_png(folder / "gtFine" / split / "town" / f"{stem}_gtFine_labelIds.png", labels)
@@ -563,7 +584,8 @@ def main() -> None:
     params = YAML(typ="safe").load(arguments.params)["scenes"]
     with fresh_folder(arguments.out) as folder:
         write_gta(folder / "game", params["game"])
-        write_cityscapes(folder / "city", params["city"], difficulty=params["difficulty"])
+        look = city(params["difficulty"], params["frequencies"])
+        write_cityscapes(folder / "city", params["city"], look=look)
 
 
 if __name__ == "__main__":

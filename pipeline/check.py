@@ -68,14 +68,22 @@ def check(params: Params, *, images: bool = False) -> None:
         if problems:
             print(f"  {listed(problems)}")
         count += len(problems)
-    for place in dict.fromkeys(raw.root for raw in raw_splits(params)):
-        if not is_tracked(place):
-            print(f"{place}: neither git nor DVC has it, so experiments in a folder of their own")
-            print("  (--temp, --queue) do not see it: give the full path, or dvc add it")
+    for place in untracked(params):
+        print(f"{place}: neither git nor DVC has it, so experiments in a folder of their own")
+        print("  (--temp, --queue) do not see it: give the full path, or dvc add it")
     if len(sources) > 1:
         print(f"sources together\n  {shares(sources)}")
     if count:
         raise ValueError(f"{count} problem{'s' if count > 1 else ''}, see above")
+
+
+def untracked(params: Params) -> list[Path]:
+    """Raw folders and files of one's own that DVC does not bring to an experiment's folder."""
+    raws = (*params.sources.values(), params.target)
+    files = [params.labels, params.model.weights, *(raw.layout for raw in raws)]
+    places = [Path(raw.root) for raw in raws]
+    places += [Path(file) for file in files if file is not None and Path(file).is_file()]
+    return [place for place in dict.fromkeys(places) if not is_tracked(place)]
 
 
 def summary(index: Index, raw: RawSplit) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import command
-from ssda.files import walk
+from ssda.files import check_names, walk
 from ssda.params import Windows
 from ssda.sections import validate
 
@@ -142,7 +142,7 @@ def find_inputs(inputs: list[Path], out: Path) -> tuple[dict[str, Path], str]:
     Links are followed, hidden files skipped, what is below `out` is no input. The second value
     tells how many files are left out, for what they are, such as "; 2 files left out (.heic)".
 
-    Raises ValueError for what is missing or doubled.
+    Raises ValueError for what is missing or doubled, and for names that cannot be written down.
     """
     found: dict[str, Path] = {}
     others: list[str] = []
@@ -156,6 +156,7 @@ def find_inputs(inputs: list[Path], out: Path) -> tuple[dict[str, Path], str]:
             named = [(given.stem, given)]
         else:
             raise ValueError(f"{given}: no such file or folder")
+        check_names(given.parent, (str(file) for _, file in named))
         for name, file in named:
             if file.resolve().is_relative_to(out.resolve()):
                 continue
@@ -165,6 +166,7 @@ def find_inputs(inputs: list[Path], out: Path) -> tuple[dict[str, Path], str]:
                 raise ValueError(f"{file}: has the name of {found[name]}; predict them apart")
             else:
                 found[name] = file
+    check_names("input", map(str, found.values()))
     kinds = ", ".join(sorted({ending or "no ending" for ending in others}))
     several = "s" if len(others) > 1 else ""
     left_out = f"; {len(others)} file{several} left out ({kinds})" if others else ""

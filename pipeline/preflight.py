@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.inventory import raw_splits
 from pipeline.repository import digest, root
+from pipeline.splits import raw_splits
 from ssda.datasets.layouts import find_images
 from ssda.files import write_text
 from ssda.labels import load_space

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new, never a part."""
+"""Files: found and told apart, and written so that a reader sees all of the old or of the new."""
 
 from __future__ import annotations
 

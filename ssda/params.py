@@ -6,6 +6,7 @@ docs/parameters.md: `python -m pipeline.parameters` writes them.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -303,7 +304,7 @@ class Windows(Section):
 
 
 class Evaluate(Section):
-    """Scores and pictures."""
+    """Scores and pictures; a training stage's validation curve follows it, but is not redrawn."""
 
     windows: Windows | None
     flip: bool
@@ -313,7 +314,8 @@ class Evaluate(Section):
     pictures: Pictures
     """Images in the picture."""
     subsets: tuple[Annotated[str, Field(coerce_numbers_to_str=True)], ...]
-    """Further mIoUs, over subsets that labels names; cityscapes: 16, 13 (what SYNTHIA shows)."""
+    """Further mIoUs, over subsets that labels names; cityscapes: 16, 13 (what SYNTHIA shows). The
+    first is what the validation curve shows and the gate of pull requests takes; [] for all."""
 
 
 class Runtime(Section):
@@ -344,7 +346,7 @@ class Runtime(Section):
 class Params(Section):
     """All of params.yaml."""
 
-    random_state: Annotated[int, Field(ge=0)]
+    random_state: Annotated[int, Field(ge=0, lt=2**63)]
     """Seeds every random draw."""
     labels: Text
     """Classes: cityscapes for its 19, or the path of a label-space YAML with your own."""
@@ -401,6 +403,22 @@ class Params(Section):
                 f"adapt.losses.feature_distance = {self.adapt.losses.feature_distance}: must be 0 "
                 f"where labels {self.labels} name no things"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _crops_are_large_enough(self) -> Params:
+        crop, sigmas = self.images.crop, self.adapt.augmentation.blur_sigma
+        if math.ceil(3 * sigmas[1]) >= min(crop):
+            raise ValueError(
+                f"adapt.augmentation.blur_sigma = {list(sigmas)}: must be at most "
+                f"{(min(crop) - 1) // 3} with images.crop = {list(crop)}"
+            )
+        for stage in ("pretrain", "adapt"):
+            if getattr(self, stage).batch_size == 1 and max(crop) <= 32:
+                raise ValueError(
+                    f"images.crop = {list(crop)}: a side must be above 32 with "
+                    f"{stage}.batch_size = 1, as batch normalisation needs more than one value"
+                )
         return self
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 from ssda.tensors import copy_all
 
 PATIENCE = timedelta(hours=1)
-"""How long processes wait for one another, such as for the first one to validate."""
+"""How long processes wait for one another, such as for the first one to save or draw."""
 
 
 @contextmanager

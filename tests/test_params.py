@@ -35,6 +35,12 @@ def write(tmp_path: Path, old: str, new: str) -> Path:
         ("images.crop", [256], "1"),
         ("model.dropout", 1.0, "less than 1"),
         ("random_state", -1, "greater than or equal to 0"),
+        ("random_state", 2**128, f"less than {2**63}"),
+        (
+            "adapt.augmentation.blur_sigma",
+            [0.1, 42.4],
+            r"at most 42 with images.crop = \[256, 128\]",
+        ),
         ("adapt.batch_size", 2**63, "less than or equal to 1024"),
         ("pretrain.iterations", 2**63, "less than or equal to 10000000"),
         ("adapt.trucrf.radius", 2**63, "less than or equal to 64"),
@@ -73,6 +79,16 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(
     assert len(message) < 500
     if not isinstance(value, list) and len(repr(value)) < 100:
         assert repr(value) in message
+
+
+def test_a_crop_of_one_cell_needs_more_images() -> None:
+    one = {"images.crop": [32, 32], "adapt.batch_size": 1}
+    with pytest.raises(
+        ValueError, match=r"images.crop = \[32, 32\]: .* 32 with adapt.batch_size = 1"
+    ):
+        make_params(one)
+    assert make_params(one | {"images.crop": [64, 32]}).adapt.batch_size == 1
+    assert make_params(one | {"adapt.batch_size": 2}).images.crop == (32, 32)
 
 
 def test_passes_that_cannot_differ_are_refused() -> None:

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from benchmarks.gpu.results import RUN, guarded, put
 from benchmarks.gpu.shared import SMALL
-from benchmarks.streets import set_values
+from benchmarks.targets import set_values
 from ssda.sections import read_yaml
 
 CODE = ("ssda", "pipeline", "demo", "dvc.yaml", "params.yaml")

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.gpu.results import guarded, put
 from benchmarks.gpu.shared import ON_CARD, SMALL, median_step, prepared, preset, seconds_left, steps
-from benchmarks.streets import set_values
+from benchmarks.targets import set_values
 from ssda.params import Params
 from ssda.sections import validate
 

@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 import cv2
 import numpy as np
+from cv2.utils import logging
 
 LARGEST = 1 << 30
 """Pixels of an image; OpenCV reads no more."""
@@ -35,10 +36,10 @@ ZEROS = bytes(32)
 """More zero bits than a block of a JPEG takes."""
 TRUNCATED = "truncated: the image's end marker is missing"
 DAMAGE = re.compile(
-    r"^(?:Corrupt JPEG data: (?!bad ICC)|Premature end of JPEG|Inconsistent progression).*\n?",
+    r"^(?:Corrupt JPEG data: (?!bad ICC)|Premature end|Inconsistent progression|\[ERROR).*\n*",
     re.MULTILINE,
 )
-"""What libjpeg says where it goes on with pixels that it made up."""
+"""What libjpeg, and of a TIFF OpenCV, say where they go on with pixels that they made up."""
 _listening = Lock()
 
 
@@ -101,13 +102,13 @@ def decode(content: bytes, mode: int) -> np.ndarray:
         raise ValueError(fault)
     values = np.frombuffer(content, np.uint8)
     try:
-        if not content.startswith(JPEG):
+        if not content or content.startswith(PNG):
             pixels = cv2.imdecode(values, mode) if content else None
         else:
             with _heard(DAMAGE) as told:
                 pixels = cv2.imdecode(values, mode)
-            if told:
-                raise ValueError(f"damaged: {told[0].strip()}")
+            if told and pixels is not None:
+                raise ValueError(f"damaged: {told[0].rpartition('TIFF_Error ')[2].strip()}")
     except cv2.error as error:
         raise ValueError(f"not a readable image: {error.err}") from error
     if pixels is None:
@@ -262,10 +263,12 @@ def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def _heard(pattern: re.Pattern[str]) -> Generator[list[str]]:
     """Collects what is written to stderr inside and matches; one thread at a time.
 
-    It is the only place where libjpeg tells that pixels are missing.
+    It is the only place where decoders tell that pixels are missing.
     """
     found: list[str] = []
     with _listening, tempfile.TemporaryFile() as file:
+        level = logging.getLogLevel()
+        logging.setLogLevel(logging.LOG_LEVEL_ERROR)
         stderr = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:
@@ -273,6 +276,7 @@ def _heard(pattern: re.Pattern[str]) -> Generator[list[str]]:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+            logging.setLogLevel(level)
             file.seek(0)
             text = file.read().decode(errors="replace")
             found += pattern.findall(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
@@ -58,6 +59,18 @@ def read_label(path: Path, size: Size | None = None) -> np.ndarray:
     return label
 
 
+def _read_record(index: Index, record: Record, size: Size | None) -> np.ndarray:
+    """As `read_image`; ValueError also where the image has changed its size since `convert`."""
+    image = read_image(index.image_path(record), size)
+    height, width = image.shape[:2]
+    if (width, height) != (size or (record.width, record.height)):
+        raise ValueError(
+            f"{index.image_path(record)}: {width} x {height} pixels, at conversion "
+            f"{record.width} x {record.height}; run dvc repro"
+        )
+    return image
+
+
 def _named(path: Path, read: Callable[[Path], np.ndarray]) -> np.ndarray:
     try:
         return read(path)
@@ -97,7 +110,7 @@ class SourceSamples(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         """Image (3, h, w) uint8 and label (h, w) uint8."""
         rng, source, record, wanted = self._draw(i)
-        image = read_image(source.image_path(record), source.resize)
+        image = _read_record(source, record, source.resize)
         label = read_label(source.label_path(record), source.resize)
         y, x = draw_crop(
             label,
@@ -139,7 +152,7 @@ class TargetSamples(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         """Image (3, h, w) uint8 and what counts of it, (h, w) bool."""
-        image = read_image(self.file(i), self.size)
+        image = _read_record(self.index, self._record(i), self.size)
         counted = counted_pixels(image.shape[:2], self.margins)
         rng = generator(self.random_state, "target", i)
         y, x = random_corner(image.shape[:2], self.crop, rng)
@@ -148,9 +161,11 @@ class TargetSamples(Dataset[tuple[Tensor, Tensor]]):
 
     def file(self, i: int) -> Path:
         """The image that sample i is cut from."""
+        return self.index.image_path(self._record(i))
+
+    def _record(self, i: int) -> Record:
         count = len(self.index.records)
-        position = _epoch_order(self.random_state, i // count, count)[i % count]
-        return self.index.image_path(self.index.records[position])
+        return self.index.records[_epoch_order(self.random_state, i // count, count)[i % count]]
 
 
 class EvaluationSamples(Dataset[tuple[Tensor, Tensor | None]]):
@@ -173,7 +188,7 @@ class EvaluationSamples(Dataset[tuple[Tensor, Tensor | None]]):
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor | None]:
         """Image (3, h, w) uint8 and label (H, W) uint8 or None."""
         record = self.index.records[i]
-        image = read_image(self.index.image_path(record), self.size)
+        image = _read_record(self.index, record, self.size)
         label = None
         if record.label is not None:
             label = torch.from_numpy(read_label(self.index.label_path(record)))
@@ -181,18 +196,26 @@ class EvaluationSamples(Dataset[tuple[Tensor, Tensor | None]]):
 
 
 def source_batches(
-    samples: SourceSamples, steps: range, batch_size: int, workers: int
+    samples: SourceSamples, steps: range, batch_size: int, workers: int, *, pin: bool = False
 ) -> Iterator[SourceBatch]:
-    """The batch of each step, this process's part; sample numbers run on from step to step."""
-    for images, labels in _load(samples, steps, batch_size, workers):
+    """The batch of each step, this process's part; sample numbers run on from step to step.
+
+    Args:
+        samples: crops by number.
+        steps: of which batches are wanted.
+        batch_size: samples a step, over all processes.
+        workers: processes that read ahead.
+        pin: lay batches where a GPU fetches them from while the host goes on.
+    """
+    for images, labels in _load(samples, steps, batch_size, workers, pin):
         yield SourceBatch(images, labels)
 
 
 def target_batches(
-    samples: TargetSamples, steps: range, batch_size: int, workers: int
+    samples: TargetSamples, steps: range, batch_size: int, workers: int, *, pin: bool = False
 ) -> Iterator[TargetBatch]:
-    """The batch of each step, this process's part; sample numbers run on from step to step."""
-    for images, counted in _load(samples, steps, batch_size, workers):
+    """The batch of each step, this process's part, as `source_batches` has it."""
+    for images, counted in _load(samples, steps, batch_size, workers, pin):
         yield TargetBatch(images, counted)
 
 
@@ -206,15 +229,15 @@ def evaluation_batches(
     Args:
         samples: whole images.
         most: how many images of a size (width, height) a batch may hold.
-        workers: processes that read ahead.
+        workers: processes that read ahead, as far as shared memory has room for what they hold.
     """
     batches: list[list[int]] = []
     for size, group in groupby(range(len(samples)), samples.image_size):
         numbers, count = list(group), most(size)
         batches += [numbers[i : i + count] for i in range(0, len(numbers), count)]
     batches = batches[rank() :: count_processes()]
-    workers = min(workers, len(batches))
-    check_shared_memory(workers, max((_bytes(samples, numbers) for numbers in batches), default=0))
+    largest = max((_bytes(samples, numbers) for numbers in batches), default=0)
+    workers = min(workers, len(batches), _room(largest))
     loaded = _read_ahead(samples, batches, workers, _together)
     for numbers, (images, labels) in zip(batches, loaded, strict=True):
         yield EvaluationBatch(numbers, images, labels)
@@ -258,10 +281,8 @@ def check_margins(index: Index, size: Size | None, margins: Margins) -> None:
 
 def check_shared_memory(workers: int, batch_bytes: int) -> None:
     """ValueError where the batches that workers hold ready, two each, do not fit into /dev/shm."""
-    if workers == 0 or not SHARED_MEMORY.is_dir():
-        return
-    free, needed = shutil.disk_usage(SHARED_MEMORY).free, 2 * workers * batch_bytes
-    if free < needed:
+    if workers > _room(batch_bytes):
+        needed, free = 2 * workers * batch_bytes, shutil.disk_usage(SHARED_MEMORY).free
         raise ValueError(
             f"runtime.workers = {workers}: needs {needed / 1e6:.2f} MB of {SHARED_MEMORY}, which "
             f"has {free / 1e6:.2f} MB free; enlarge it (docker run --shm-size), or lower "
@@ -269,12 +290,21 @@ def check_shared_memory(workers: int, batch_bytes: int) -> None:
         )
 
 
-def _load(samples: Any, steps: range, batch_size: int, workers: int) -> Iterator[list[Tensor]]:
+def _room(batch_bytes: int) -> int:
+    """How many workers can hold two such batches each in shared memory."""
+    if batch_bytes == 0 or not SHARED_MEMORY.is_dir():
+        return sys.maxsize
+    return shutil.disk_usage(SHARED_MEMORY).free // (2 * batch_bytes)
+
+
+def _load(
+    samples: Any, steps: range, batch_size: int, workers: int, pin: bool
+) -> Iterator[list[Tensor]]:
     count = part(batch_size)
     check_shared_memory(workers, count * (samples.crop[0] * samples.crop[1]) * 4)
     firsts = (step * batch_size + rank() * count for step in steps)
     numbers = (list(range(first, first + count)) for first in firsts)
-    batches = _read_ahead(samples, numbers, workers)
+    batches = _read_ahead(samples, numbers, workers, pin=pin)
     for step in steps:
         try:
             batch = next(batches)
@@ -288,9 +318,12 @@ def _read_ahead(
     batches: Iterable[list[int]],
     workers: int,
     collate: Callable[[list[Any]], Any] | None = None,
+    *,
+    pin: bool = False,
 ) -> Iterator[Any]:
     """The batches of these samples, in order; ValueError in one line where one cannot be read."""
     if workers:
+        cv2.setNumThreads(1)  # each worker's as well; more of them would not survive the fork
         Finalize(None, _end_workers, exitpriority=0)
     try:
         yield from DataLoader(
@@ -299,6 +332,7 @@ def _read_ahead(
             num_workers=workers,
             worker_init_fn=_ignore_signals,
             collate_fn=collate,
+            pin_memory=pin,
         )
     except ValueError as error:  # a worker's message is its whole traceback
         raise ValueError(

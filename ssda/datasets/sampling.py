@@ -72,8 +72,8 @@ def draw_crop(
 ) -> tuple[int, int]:
     """Upper left corner (y, x) of a crop of a label (H, W).
 
-    Drawn again, ATTEMPTS times in all, while one class fills max_class_share or more of what is
-    labelled, or while no more than min_pixels show the wanted class.
+    Drawn again, ATTEMPTS times in all, while nothing is labelled, one class fills max_class_share
+    or more of what is, or no more than min_pixels show the wanted class.
 
     Args:
         label: train ids.
@@ -89,8 +89,9 @@ def draw_crop(
         counts = np.bincount(label[y : y + crop[1], x : x + crop[0]].ravel(), minlength=IGNORE + 1)[
             :IGNORE
         ]
-        balanced = max_class_share >= 1.0 or counts.max() < max_class_share * max(1, counts.sum())
-        if balanced and (wanted is None or counts[wanted] > min_pixels):
+        labelled = counts.sum()
+        balanced = max_class_share >= 1.0 or counts.max() < max_class_share * labelled
+        if labelled > 0 and balanced and (wanted is None or counts[wanted] > min_pixels):
             break
     return y, x
 

@@ -80,9 +80,9 @@ def adapt_steps(
     steps = range(progress.steps, settings.iterations)
     games = SourceSamples(sources, params.images, params.sampling, params.random_state, "adapt")
     cities = TargetSamples(target, params.images, settings.margins, params.random_state)
-    workers = params.runtime.workers
-    labelled = source_batches(games, steps, settings.batch_size, workers)
-    unlabelled = target_batches(cities, steps, settings.batch_size, workers)
+    workers, pin = params.runtime.workers, device.type == "cuda"
+    labelled = source_batches(games, steps, settings.batch_size, workers, pin=pin)
+    unlabelled = target_batches(cities, steps, settings.batch_size, workers, pin=pin)
 
     def add_gradients(batch: tuple[SourceBatch, TargetBatch], step: int) -> dict[str, torch.Tensor]:
         source, target = batch[0].to(device), batch[1].to(device)

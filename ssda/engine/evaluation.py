@@ -45,14 +45,16 @@ def score(networks: Sequence[Segmenter], index: Index, params: Params) -> list[T
         for network in networks:
             stack.enter_context(evaluating(network))
         for batch in evaluation_batches(samples, _most(params), params.runtime.workers):
-            images = batch.images.to(device)
-            labels = [label.to(device) for label in batch.labels if label is not None]
+            images = batch.images.to(device, non_blocking=True)
+            labels = [
+                label.to(device, non_blocking=True) for label in batch.labels if label is not None
+            ]
             for network, total in zip(networks, totals, strict=True):
                 logits = _see(network, images, params)
                 for image_logits, label in zip(logits, labels, strict=True):
                     found = _classes(image_logits.unsqueeze(0), label.shape)
                     total += pair_counts(found, label, network.num_classes)
-    return [known_classes(counts).cpu() for counts in summed(torch.stack(totals))]
+    return [known_classes(counts) for counts in summed(torch.stack(totals)).cpu()]
 
 
 def validation_scores(
@@ -151,7 +153,7 @@ def _look(
     flip: bool,
 ) -> Tensor:
     """As `predict`, of what `ask` says of images (N, 3, H, W) in [0, 1], (N, C, h, w)."""
-    inputs = images.to(network.device).float() / 255.0
+    inputs = images.to(network.device, non_blocking=True).float() / 255.0
 
     def see(inputs: Tensor) -> Tensor:
         if windows is None:

@@ -49,7 +49,8 @@ def pretrain_steps(
         sources, params.images, params.sampling, params.random_state, "pretrain"
     )
     steps = range(progress.steps, settings.iterations)
-    batches = source_batches(samples, steps, settings.batch_size, params.runtime.workers)
+    workers, pin = params.runtime.workers, device.type == "cuda"
+    batches = source_batches(samples, steps, settings.batch_size, workers, pin=pin)
 
     def add_gradients(batch: SourceBatch, step: int) -> dict[str, torch.Tensor]:
         dropout = generators(params.random_state, "pretrain dropout", step, len(batch.images))

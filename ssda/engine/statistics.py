@@ -30,7 +30,7 @@ def use_target_statistics(network: Segmenter, target: Index, params: Params) -> 
 
     def run(batch: EvaluationBatch) -> None:
         draws = [generator(params.random_state, "statistics", number) for number in batch.numbers]
-        images = network.pad(batch.images.to(network.device).float() / 255.0)
+        images = network.pad(batch.images.to(network.device, non_blocking=True).float() / 255.0)
         stochastic_pass(network, images, 1, draws)
 
     samples = spread(target, STATISTICS_IMAGES, params)

@@ -9,11 +9,12 @@ from benchmarks.ablation import Result, Score, add_result, job, read_results, wr
 from benchmarks.controls import balanced, most_certain, same_share
 from benchmarks.summary import class_table, correlations, estimate, gap_closure, rows
 from benchmarks.variants import SETTINGS, VARIANTS
+from ssda.labels import CITYSCAPES
 from ssda.method import guidance
 from ssda.method.subdomains import keep_ratios, select_seeds
 
 FIFTY = Score(50.0, (50.0, None))
-RUN = Result("default", 1.0, "full", 0, "k", "c", 1.0, FIFTY, Score(40.0, (40.0,)), {})
+RUN = Result("default", "city", "full", 0, "k", "c", 1.0, FIFTY, Score(40.0, (40.0,)), {})
 
 
 def run(variant: str, state: int, test: float, **indicators: float) -> Result:
@@ -30,15 +31,15 @@ def run(variant: str, state: int, test: float, **indicators: float) -> Result:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_every_variant_is_valid_and_differs_from_all_others(setting: str) -> None:
-    keys = {name: job(setting, 1.0, name, 0, "data").key for name in VARIANTS}
+    keys = {name: job(setting, "city", name, 0, "data").key for name in VARIANTS}
     assert len(set(keys.values())) == len(keys)
-    assert job(setting, 1.0, "full", 1, "data").key != keys["full"]
-    assert job(setting, 1.0, "full", 0, "other data").key != keys["full"]
+    assert job(setting, "city", "full", 1, "data").key != keys["full"]
+    assert job(setting, "city", "full", 0, "other data").key != keys["full"]
 
 
 def test_variants_share_the_pretraining_of_a_state() -> None:
     names = [name for name in VARIANTS if name != "short_pretraining"]
-    jobs = [job("short", 1.0, name, 3, "data") for name in names]
+    jobs = [job("short", "city", name, 3, "data") for name in names]
     assert len({job.pretraining.model_dump_json() for job in jobs}) == 1
 
 
@@ -85,10 +86,10 @@ def test_classes_are_compared_over_the_states_that_have_all_variants() -> None:
     road = [("full", 0, 50.0), ("full", 1, 60.0), ("mixing", 0, 40.0), ("mixing", 1, 41.0)]
     results = [run(*values) for values in [*road, ("full", 2, 99.0)]]
     results = [replace(r, test=Score(0.0, (r.test.miou, *[None] * 18))) for r in results]
-    table = class_table(results, ("full", "mixing"))
+    table = class_table(results, ("full", "mixing"), CITYSCAPES.names)
     assert table is not None and "| road | 55.0 ± 7.1 | 40.5 ± 0.7 |" in table
     assert "| bicycle | - | - |" in table
-    assert class_table(results, ("full", "oracle")) is None
+    assert class_table(results, ("full", "oracle"), CITYSCAPES.names) is None
 
 
 def test_an_indicator_that_ranks_as_the_score_does_comes_first() -> None:

@@ -281,6 +281,19 @@ def test_changed_raw_files_are_noticed(tmp_path: Path) -> None:
     )
 
 
+def test_images_changed_in_place_are_noticed_and_copies_are_not(tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", "gta")
+    index = convert_gta(tmp_path)
+    path = tmp_path / "raw/images/00001.png"
+    content = bytearray(path.read_bytes())
+    path.write_bytes(content)
+    check_raw_files(index)
+    content[-20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"changed since convert: 1 of 3 .*\(images/00001\.png\)"):
+        check_raw_files(index)
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"root": "x"}', '{"records": [{"a": 1}]}'])
 def test_missing_and_foreign_indexes(tmp_path: Path, content: str | None) -> None:
     if content is not None:

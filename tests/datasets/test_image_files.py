@@ -148,6 +148,17 @@ def test_a_damaged_image_is_named_and_is_no_half_image(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_damaged_tiff_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    content = written(photo(), "TIFF", compression="tiff_lzw")
+    middle = len(content) // 2
+    holed = content[:middle] + bytes(1000) + content[middle + 1000 :]
+    for damaged, word in ((cut(content), "not a readable image"), (holed, "damaged: ")):
+        path = put(tmp_path / "a.tif", damaged)
+        with pytest.raises(ValueError, match=f"^{path}: {word}"):
+            read_image(path)
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_a_preview_in_the_header_is_not_the_end(tmp_path: Path, kind: str) -> None:
     preview = written(photo(8, 8), "JPEG")

@@ -2,6 +2,7 @@ import multiprocessing
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -74,6 +75,22 @@ def test_sample_i_is_the_same_in_any_order_and_process(source: Index, workers: i
     assert torch.equal(second.labels[1], alone[1])
     assert not torch.equal(first.images[0], first.images[1])
     assert not torch.equal(source_samples(source, 1)[5][0], alone[0])
+
+
+def test_a_worker_reads_images_in_one_thread(
+    source: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where OpenCV has had threads before: they would not survive the fork."""
+
+    def read(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+        image = np.full((36, 68, 3), cv2.getNumThreads(), np.uint8)
+        return cv2.resize(cv2.resize(image, (2000, 2000)), (68, 36))
+
+    cv2.setNumThreads(2)
+    monkeypatch.setattr("ssda.datasets.loading.read_image", read)  # workers are forked
+    assert (read(Path()) == 2).all()
+    (batch,) = source_batches(source_samples(source), range(1), 2, 1)
+    assert (batch.images == 1).all()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -188,6 +205,19 @@ def test_a_broken_image_is_one_line_also_from_a_worker(tmp_path: Path, workers: 
         assert "\n" not in str(caught.value)
 
 
+def test_an_image_of_another_size_than_at_conversion_is_named(source: Index) -> None:
+    records = tuple(replace(record, width=69) for record in source.records)
+    changed = replace(source, records=records)
+    expected = r"^/.*png: 68 x 36 pixels, at conversion 69 x 36; run dvc repro$"
+    for samples in (
+        source_samples(changed),
+        target_samples(changed),
+        EvaluationSamples(changed, None),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            samples[0]
+
+
 def test_a_worker_that_an_error_keeps_alive_does_not_keep_its_process(source: Index) -> None:
     context = multiprocessing.get_context("spawn")
     child = context.Process(target=end_with_a_worker, args=(source,))
@@ -213,6 +243,20 @@ def test_too_little_shared_memory_is_told_before_training(
     with pytest.raises(ValueError, match=r"runtime.workers = 1000000000: needs \d+.\d\d MB of /"):
         next(source_batches(samples, range(1), 1, 10**9))
     assert next(source_batches(samples, range(1), 1, 0)).images.shape == (1, 3, 32, 64)
+
+
+def test_whole_images_are_read_without_shared_memory_where_it_is_full(
+    source: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [10**9]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    for bytes_free, workers in ((10**9, 1), (10_000, 0)):
+        free[0] = bytes_free
+        batches = evaluation_batches(EvaluationSamples(source, None), lambda _: 5, 3)
+        before = len(multiprocessing.active_children())
+        assert next(batches).images.shape == (5, 3, 36, 68)
+        assert len(multiprocessing.active_children()) - before == workers
+        assert next(batches, None) is None
 
 
 def test_several_sources_are_pooled_each_at_its_size(tmp_path: Path, source: Index) -> None:

@@ -7,18 +7,18 @@ import cv2
 import numpy as np
 import pytest
 
-from demo.scenes import draw_scene, write_cityscapes, write_gta, write_synthia
+from demo.scenes import GAME, Look, city, draw_scene, write_cityscapes, write_gta, write_synthia
 from ssda.datasets.conversion import convert_split
 from ssda.datasets.layouts import load_layout
 from ssda.labels import CITYSCAPES, CITYSCAPES_IDS, IGNORE
 
 SIZE = (36, 72)
-WRITERS: dict[str, tuple[Callable[[Path], None], str, str]] = {
-    "gta": (lambda root: write_gta(root, 3, size=SIZE, processes=1), "game", "train"),
-    "synthia": (lambda root: write_synthia(root, 3, size=SIZE, processes=1), "game", "train"),
+WRITERS: dict[str, tuple[Callable[[Path], None], Look, str]] = {
+    "gta": (lambda root: write_gta(root, 3, size=SIZE, processes=1), GAME, "train"),
+    "synthia": (lambda root: write_synthia(root, 3, size=SIZE, processes=1), GAME, "train"),
     "cityscapes": (
         lambda root: write_cityscapes(root, {"val": 3}, size=SIZE, processes=1),
-        "city",
+        city(1.0),
         "val",
     ),
 }

@@ -65,6 +65,18 @@ def test_a_crop_is_drawn_again_while_one_class_fills_it() -> None:
     assert np.mean(np.array(shares) < 0.75) > 0.5
 
 
+@pytest.mark.parametrize("max_class_share", [0.75, 1.0])
+def test_a_crop_is_drawn_again_while_nothing_is_labelled(max_class_share: float) -> None:
+    label = np.full((10, 100), 255, np.uint8)
+    label[:, 60:] = np.arange(40) % 2
+    void = 0
+    for state in range(500):
+        rng = np.random.default_rng(state)
+        _, x = draw_crop(label, (20, 10), rng, max_class_share=max_class_share)
+        void += (label[:, x : x + 20] == 255).all()
+    assert void <= 2  # 41 of 81 places are void: 0.5 of 500 after ten draws
+
+
 def test_the_last_crop_is_taken_where_none_fits() -> None:
     label = np.full((10, 30), 255, np.uint8)
     y, x = draw_crop(label, (10, 10), np.random.default_rng(0), max_class_share=0.75, wanted=3)

@@ -13,6 +13,7 @@ from demo import scenes
 from demo.drawing import LABEL_IDS
 from ssda.labels import CITYSCAPES, CITYSCAPES_IDS, SYNTHIA_IDS
 
+LOOKS = {"game": scenes.GAME, "city": scenes.city(1.0)}
 SIZES = {"game": scenes.GAME_SIZE, "city": scenes.CITY_SIZE}
 RARE = (
     *("wall", "fence", "pole", "traffic light", "traffic sign", "terrain"),
@@ -26,7 +27,7 @@ def shares() -> dict[str, np.ndarray]:
     counts = {look: np.zeros(256) for look in SIZES}
     for look, size in SIZES.items():
         for index in range(36):
-            _, labels = scenes.draw_scene(look, "train", index, size=size)
+            _, labels = scenes.draw_scene(LOOKS[look], "train", index, size=size)
             counts[look] += np.bincount(labels.ravel(), minlength=256)
     return {look: 1000 * count / count.sum() for look, count in counts.items()}
 
@@ -34,12 +35,12 @@ def shares() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("look", SIZES)
 def test_scene_depends_only_on_its_address(look: str) -> None:
     size = SIZES[look]
-    first = scenes.draw_scene(look, "val", 3, size=size)
+    first = scenes.draw_scene(LOOKS[look], "val", 3, size=size)
     others = [
-        scenes.draw_scene(look, "val", 4, size=size),
-        scenes.draw_scene(look, "test", 3, size=size),
+        scenes.draw_scene(LOOKS[look], "val", 4, size=size),
+        scenes.draw_scene(LOOKS[look], "test", 3, size=size),
     ]
-    again = scenes.draw_scene(look, "val", 3, size=size)
+    again = scenes.draw_scene(LOOKS[look], "val", 3, size=size)
     for array, same in zip(first, again, strict=True):
         assert array.dtype == np.uint8
         assert array.shape[:2] == size
@@ -54,10 +55,24 @@ def test_difficulty_scales_both_differences() -> None:
     assert easy.photometric < hard.photometric
     assert easy.structural < hard.structural
     easy_image, hard_image = (
-        scenes.draw_scene("city", "train", 0, size=(64, 128), difficulty=value)[0]
-        for value in (0.5, 1.5)
+        scenes.draw_scene(scenes.city(value), "train", 0, size=(64, 128))[0] for value in (0.5, 1.5)
     )
     assert hard_image.mean() < easy_image.mean()
+
+
+def test_frequencies_change_how_often_things_are_drawn_and_how_wide_the_road_is() -> None:
+    other = scenes.city(1.0, {"bicycle": 8, "bus": 5, "train": 0, "road": 0.6})
+    counts = {name: np.zeros(256) for name in ("as it is", "other")}
+    for name, look in (("as it is", LOOKS["city"]), ("other", other)):
+        for index in range(24):
+            _, labels = scenes.draw_scene(look, "train", index, size=(64, 128))
+            counts[name] += np.bincount(labels.ravel(), minlength=256)
+    ids = {name: raw for raw, name in CITYSCAPES_IDS.items()}
+    ratio = {name: counts["other"][i] / counts["as it is"][i] for name, i in ids.items()}
+    assert ratio["bicycle"] > 2 and ratio["bus"] > 2 and 0.4 < ratio["road"] < 0.8
+    assert counts["as it is"][ids["train"]] > 0 and ratio["train"] == 0
+    with pytest.raises(ValueError, match=r"frequencies.tram = 2: allowed are numbers >= 0 for"):
+        scenes.city(1.0, {"tram": 2})
 
 
 @pytest.mark.parametrize("look", SIZES)
@@ -86,7 +101,7 @@ def test_gta_layout(tmp_path: Path) -> None:
     scenes.write_gta(tmp_path / "game", 2, size=(48, 80), processes=1)
     names = [f"{folder}/{name}" for folder in ("images", "labels") for name in ("00001", "00002")]
     assert files(tmp_path) == [f"game/{name}.png" for name in names]
-    image, labels = scenes.draw_scene("game", "train", 1, size=(48, 80))
+    image, labels = scenes.draw_scene(scenes.GAME, "train", 1, size=(48, 80))
     assert np.array_equal(np.array(Image.open(tmp_path / "game/images/00002.png")), image)
     picture = Image.open(tmp_path / "game/labels/00002.png")
     assert picture.mode == "P"
@@ -98,7 +113,7 @@ def test_gta_layout(tmp_path: Path) -> None:
 def test_synthia_layout(tmp_path: Path) -> None:
     scenes.write_synthia(tmp_path / "synthia", 1, size=(48, 80), processes=1)
     assert files(tmp_path) == ["synthia/GT/LABELS/0000000.png", "synthia/RGB/0000000.png"]
-    image, labels = scenes.draw_scene("game", "train", 0, size=(48, 80))
+    image, labels = scenes.draw_scene(scenes.GAME, "train", 0, size=(48, 80))
     root = tmp_path / "synthia"
     assert np.array_equal(np.array(Image.open(root / "RGB/0000000.png")), image)
     annotation = cv2.imread(str(root / "GT/LABELS/0000000.png"), cv2.IMREAD_UNCHANGED)
@@ -118,7 +133,7 @@ def test_cityscapes_layout(tmp_path: Path) -> None:
     expected = [f"city/gtFine/{stem}_gtFine_labelIds.png" for stem in stems]
     expected += [f"city/leftImg8bit/{stem}_leftImg8bit.png" for stem in stems]
     assert files(tmp_path) == expected
-    image, labels = scenes.draw_scene("city", "train", 1, size=(48, 96))
+    image, labels = scenes.draw_scene(LOOKS["city"], "train", 1, size=(48, 96))
     assert np.array_equal(np.array(Image.open(tmp_path / expected[1])), labels)
     assert np.array_equal(np.array(Image.open(tmp_path / expected[4])), image)
 

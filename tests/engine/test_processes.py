@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ def step_params() -> Params:
             "sampling.min_pixels": 10,
             "model.channels": 8,
             "model.drop_path": 0.3,
-            "adapt.iterations": 1,
+            "adapt.iterations": 2,
             "adapt.batch_size": 4,
             "adapt.uncertainty.confidence_threshold": 0.4,
             "adapt.losses.feature_distance": 1.0,
@@ -49,6 +50,22 @@ def step_params() -> Params:
             "runtime.picture_every": 1,
         }
     )
+
+
+def counted_messages() -> Counter[str]:
+    """How often each kind of message is sent from here on."""
+    messages: Counter[str] = Counter()
+
+    def counted(name: str, send: Callable[..., Any]) -> Callable[..., Any]:
+        def count_and_send(*arguments: Any, **options: Any) -> Any:
+            messages[name] += 1
+            return send(*arguments, **options)
+
+        return count_and_send
+
+    for name in ("all_reduce", "all_gather", "broadcast", "barrier"):
+        setattr(distributed, name, counted(name, getattr(distributed, name)))
+    return messages
 
 
 def one_step(folder: Path) -> None:
@@ -77,7 +94,8 @@ def one_step(folder: Path) -> None:
         import ssda.engine.adapting as adapting
 
         adapting.joint_step = watch
-        (record,) = adapt_steps(networks, [source], target, params, CITYSCAPES)
+        messages = counted_messages()
+        record = next(adapt_steps(networks, [source], target, params, CITYSCAPES))
         adapting.joint_step = step
         gradients = {
             name: values.grad
@@ -85,6 +103,7 @@ def one_step(folder: Path) -> None:
             if values.grad is not None
         }
         content = {"taken": taken, "gradients": gradients, "report": record.report}
+        content["messages"] = dict(messages)
         torch.save(content, folder / f"{processes.count()}-{processes.rank()}.pt")
 
 
@@ -183,6 +202,9 @@ def test_two_processes_equal_one(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         assert torch.equal(images, torch.cat([first["taken"][name], second["taken"][name]]))
     assert alone["report"]["seeds"] > 0 and alone["report"]["thing_cell_share"] > 0
     assert 0 < alone["report"]["certain_share"] < 1
+    # Labelled source pixels, cells of things, q, unsure pixels; gradients and statistics; report.
+    # The picture asks for q and seeds once more.
+    assert first["messages"] == {"all_reduce": 7, "all_gather": 2} and alone["messages"] == {}
     for name, value in alone["report"].items():
         # Of images the first ones of a batch are shown, which the first process has.
         for other in (first, second) if value.dim() < 2 else (first,):

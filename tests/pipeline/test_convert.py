@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.check import check
+from pipeline.check import check, untracked
 from pipeline.convert import convert
 from pipeline.dependencies import updated
 from pipeline.inventory import INVENTORY, inventory
@@ -262,6 +262,29 @@ def test_a_raw_set_that_an_experiment_s_folder_lacks(
     Path(params.target.root).rename("elsewhere")
     with pytest.raises(ValueError, match=r"^demo/raw/city: not in the folder of this experiment"):
         inventory(params, "game")
+
+
+def test_the_check_tells_what_an_experiment_s_folder_will_lack(params: Params) -> None:
+    """git has the target, DVC the source, nobody the classes."""
+    assert untracked(params) == []  # no repository, no experiments
+    for command in (
+        ["git", "init", "-q"],
+        ["dvc", "init", "-q"],
+        ["git", "add", params.target.root],
+    ):
+        subprocess.run(
+            command if command[0] == "git" else [sys.executable, "-m", *command], check=True
+        )
+    Path("own.yaml").write_text("classes: {road: [0, 0, 0]}\n")
+    own = params.model_copy(update={"labels": "own.yaml"})
+    game = Path(params.sources["game"].root)
+    assert untracked(own) == [game, Path("own.yaml")]
+    outs = f"stages: {{draw: {{cmd: 'true', outs: [{game}]}}}}\n"
+    Path("dvc.yaml").write_text(outs)
+    assert untracked(own) == [Path("own.yaml")]
+    far = params.sources["game"].model_copy(update={"root": str(game.resolve())})
+    Path("dvc.yaml").unlink()
+    assert untracked(params.model_copy(update={"sources": {"game": far}})) == []
 
 
 def test_a_marker_of_the_target_must_be_in_dvc_yaml(params: Params) -> None:

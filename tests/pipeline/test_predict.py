@@ -1,5 +1,6 @@
 """Own images and videos: what is written, of which sizes, and what is refused."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+import pipeline.video  # noqa: F401  it quietens OpenCV, which looks once, at the first video
 from pipeline import predict as command_line
-from pipeline.predict import Settings, look, predict
+from pipeline.predict import Settings, find_inputs, look, predict
 from ssda.engine.checkpoints import load_network, save_network
 from ssda.engine.evaluation import predict_labels, predict_uncertainty
 from ssda.labels import CITYSCAPES
@@ -255,6 +257,15 @@ def test_links_are_followed_but_not_in_circles() -> None:
         predict(MODEL, [Path("in")], Path("out"), CPU)
 
 
+def test_a_name_that_is_not_utf_8_is_one_line_before_any_work() -> None:
+    write("in/a.png")
+    name = b"in/stra\xdfe.avi".decode(errors="surrogateescape")
+    write_video("drive.avi", "MJPG", frames=2).rename(name)
+    with pytest.raises(ValueError, match=r"in/stra.*e.avi'?: not UTF-8 in a name: rename it"):
+        predict(MODEL, [Path("in")], Path("out"), CPU)
+    assert not Path("out").exists()
+
+
 def test_a_photo_is_labelled_as_it_is_shown() -> None:
     exif = Image.Exif()
     exif[0x112] = 6
@@ -318,3 +329,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert "\n" not in str(caught.value.code)
     assert capfd.readouterr().err == ""
     assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"stra\xdfe.jpg"), "two\nlines.mp4"])
+def test_a_name_that_cannot_be_written_down_is_told_before_any_work(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"^input: '.*in a name: rename it$"):
+        find_inputs([tmp_path], tmp_path / "out")

@@ -33,5 +33,5 @@ def test_using_a_preset_copies_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(ROOT)
     use("gta_small", tmp_path / "params.yaml")
     assert load_params(tmp_path / "params.yaml") == load_params(ROOT / "presets/gta_small.yaml")
-    with pytest.raises(ValueError, match="preset 'gta': allowed are demo, gta_dinov3_l, gta_half"):
+    with pytest.raises(ValueError, match="preset 'gta': allowed are camvid, demo, gta_din"):
         use("gta", tmp_path / "params.yaml")
