@@ -31,6 +31,7 @@ from ssda.params import Params
 
 def start_networks(student: Segmenter, target: Index, params: Params) -> Networks:
     """Student with target statistics, teacher as its copy, frozen encoder where it is asked for."""
+    student.encoder.check_crop(params.images.crop)
     use_target_statistics(student, target, params)
     imagenet = None
     if params.adapt.losses.feature_distance > 0:
@@ -40,7 +41,12 @@ def start_networks(student: Segmenter, target: Index, params: Params) -> Network
         imagenet.precision = student.encoder.precision
         imagenet = frozen_encoder(imagenet).to(student.device)
     predicted = PredictedShares(student.num_classes).to(student.device)
-    return Networks(student.train(), create_teacher(student), imagenet, predicted)
+    teacher = create_teacher(student)
+    if params.compute.compile:
+        for network in (teacher, imagenet):
+            if network is not None:
+                network.compile()
+    return Networks(student.train(), teacher, imagenet, predicted)
 
 
 def adapt_steps(

@@ -60,11 +60,24 @@ def set_up(device: torch.device, compute: Compute) -> None:
 
 
 def place(network: Segmenter, device: torch.device, compute: Compute) -> Segmenter:
-    """The network on the device; it and its copies compute in the precision that is asked for.
+    """The network on the device, computing as it is asked to.
 
-    Raises ValueError where the device does not compute in it.
+    Copies compute in the same precision; they are compiled by themselves. Raises ValueError where
+    the device cannot.
     """
+    names = [name for name, _ in network.encoder.named_parameters()]
+    if (
+        compute.deterministic
+        and device.type == "cuda"
+        and any(n.endswith("pos_embed") for n in names)
+    ):
+        raise ValueError(
+            "compute.deterministic = True: must be False with an encoder that learns its "
+            "positions, for CUDA resamples them in no fixed order"
+        )
     network.encoder.precision = pick_precision(compute.precision, device)
+    if compute.compile:
+        network.compile()
     return network.to(device)
 
 

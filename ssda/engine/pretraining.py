@@ -23,6 +23,7 @@ def imagenet_network(params: Params, num_classes: int) -> Segmenter:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.random_state)
         network = Segmenter(model, num_classes)
+    network.encoder.check_crop(params.images.crop)
     load_imagenet_weights(network.encoder, model)
     return network
 

@@ -6,6 +6,7 @@ from ssda.datasets.batches import EvaluationBatch
 from ssda.datasets.index import Index
 from ssda.datasets.loading import Size, evaluation_batches
 from ssda.engine.evaluation import spread
+from ssda.method.source import stochastic_pass
 from ssda.networks.normalisation import reestimate_statistics
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
@@ -30,8 +31,7 @@ def use_target_statistics(network: Segmenter, target: Index, params: Params) -> 
     def run(batch: EvaluationBatch) -> None:
         draws = [generator(params.random_state, "statistics", number) for number in batch.numbers]
         images = network.pad(batch.images.to(network.device, non_blocking=True).float() / 255.0)
-        masks = network.draw_masks(1, draws)
-        network.observe(images, masks, network.draw_corners(images.shape[-2:], draws))
+        stochastic_pass(network, images, 1, draws)
 
     samples = spread(target, STATISTICS_IMAGES, params)
     batches = evaluation_batches(samples, most, params.runtime.workers)

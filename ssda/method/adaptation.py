@@ -27,7 +27,12 @@ from ssda.labels import IGNORE
 from ssda.method.guidance import Guidance, Task, enlarge_mask, guide, indicators, step_draws
 from ssda.method.losses import labelling_loss, uncertainty_loss
 from ssda.method.mixing import blur, jitter, mask_blocks, mix, paste_mask
-from ssda.method.source import ImageNetPull, source_gradients, stochastic_pass
+from ssda.method.source import (
+    ImageNetPull,
+    backpropagate,
+    source_gradients,
+    stochastic_pass,
+)
 from ssda.method.subdomains import PredictedShares
 from ssda.method.trucrf import truncated_crf_loss
 from ssda.networks.encoders import Encoder
@@ -137,8 +142,7 @@ def target_gradients(
             sigma_rgb=settings.trucrf.sigma_rgb,
         ) * share(~guidance.seeds)
         total = total + settings.trucrf.weight * losses["trucrf"]
-    with kept_statistics(student):  # activation checkpointing runs the encoder again
-        (weights.target * total).backward()
+    backpropagate(student, weights.target * total)
     return {f"loss_{name}": loss.detach() for name, loss in losses.items()}
 
 
@@ -154,7 +158,7 @@ def mixed_gradients(
     draws = step_draws(task, "mixing", step, len(source.images))
     images, labels, weights = mixed(source, target, guidance, task.settings.augmentation, draws)
     loss = labelling_loss(stochastic_pass(student, images, 1, draws), labels, weights)
-    (task.settings.losses.mix * loss).backward()
+    backpropagate(student, task.settings.losses.mix * loss)
     return {"loss_mix": loss.detach()}
 
 
@@ -186,7 +190,7 @@ def masked_gradients(
     images = mask_blocks(images, student.encoder.mean, settings.masking, draws)
     pseudo = guidance.pseudo
     loss = labelling_loss(stochastic_pass(student, images, 1, draws), pseudo.labels, pseudo.weights)
-    (settings.losses.masked * loss).backward()
+    backpropagate(student, settings.losses.masked * loss)
     return {"loss_masked": loss.detach()}
 
 

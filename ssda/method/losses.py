@@ -51,8 +51,9 @@ def source_loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits: (N, C, H, W).
         labels: (N, H, W) int64, IGNORE does not count.
     """
-    total = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-    return total / summed((labels != IGNORE).sum()).clamp_min(1)
+    losses = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    # Not reduction="sum", which adds up in any order on CUDA.
+    return losses.sum() / summed((labels != IGNORE).sum()).clamp_min(1)
 
 
 def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from ssda.datasets.batches import SourceBatch
 from ssda.method.losses import feature_distance, labelling_loss, thing_cells
 from ssda.networks.encoders import Encoder
+from ssda.networks.normalisation import kept_statistics
 from ssda.networks.segmenter import Segmenter, Views
 from ssda.networks.windows import halve
 from ssda.params import FeatureDistance
@@ -63,7 +65,7 @@ def source_gradients(
         losses["feature_distance"] = feature_distance(views.features[stage], reference, cells)
         total = total + pull.weight * losses["feature_distance"]
         report["thing_cell_share"] = divided(cells.float().mean())
-    total.backward()
+    backpropagate(student, total)
     return report | {f"loss_{name}": loss.detach() for name, loss in losses.items()}
 
 
@@ -76,15 +78,22 @@ def stochastic_pass(
         student: in training mode.
         images: (N, 3, H, W) in [0, 1].
         passes: K, passes that follow the one trunk.
-        generators: one an image; the first also seeds the stochastic depth of the batch.
+        generators: one an image.
     """
     masks = student.draw_masks(passes, generators)
     corners = student.draw_corners(images.shape[-2:], generators)
-    if student.drop_path == 0:
-        return student.observe(images, masks, corners)
-    with torch.random.fork_rng([images.device] if images.is_cuda else []):
-        torch.manual_seed(int(generators[0].integers(2**63)))
-        return student.observe(images, masks, corners)
+    return student.observe(images, masks, corners, student.draw_depth(generators))
+
+
+def backpropagate(student: Segmenter, loss: Tensor) -> None:
+    """Add the loss's gradients to the student's.
+
+    Where activations are computed a second time for that, batch normalisation does not take them
+    into its running statistics again.
+    """
+    again = student.encoder.checkpointing
+    with kept_statistics(student) if again else nullcontext():
+        loss.backward()
 
 
 def frozen_encoder(encoder: Encoder) -> Encoder:

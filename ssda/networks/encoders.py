@@ -9,7 +9,6 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from ssda.networks.mixed_transformer import MixedTransformer
 from ssda.networks.normalisation import batch_normalisations
+from ssda.networks.stochastic_depth import take_over_depth
 from ssda.params import Model
 
 STRIDES = (4, 8, 16, 32)
@@ -58,6 +59,8 @@ class Encoder(nn.Module):
         channels: channels of the four maps.
         strides: pixels a cell of the four maps.
         precision: of its passes, and of those of the head behind it: float32 or bfloat16.
+        checkpointing: whether activations are computed a second time for the gradient.
+        depths: the stochastic depth of its residual branches.
     """
 
     mean: Tensor
@@ -69,7 +72,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.name = model.encoder
         if MIT.fullmatch(model.encoder):
-            self.network: Any = _MixedTransformer(model)
+            self.network: Any = MixedTransformer(model)
             self.channels: list[int] = self.network.channels
             self.strides: list[int] = list(STRIDES)
             mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -88,6 +91,13 @@ class Encoder(nn.Module):
                 f"{DILATED_STRIDE}; use daformer"
             )
         self.normalise(mean, std)
+        self.depths = take_over_depth(self.network)
+        if model.drop_path > 0 and not self.depths:
+            raise ValueError(
+                f"model.drop_path = {model.drop_path}: {model.encoder!r} has no stochastic depth; "
+                "use 0"
+            )
+        self.checkpointing = model.checkpointing
         if model.checkpointing:
             whole = getattr(self.network, "model", self.network)
             if not hasattr(whole, "set_grad_checkpointing"):
@@ -105,6 +115,22 @@ class Encoder(nn.Module):
         images = images.contiguous(memory_format=torch.channels_last)
         with self.autocast():
             return self.network((images - self.mean) / self.std)
+
+    def skip(self, factors: Tensor | None) -> None:
+        """Set the factors (L, N) of stochastic depth, until the next call; None: none is skipped.
+
+        Not an argument of `forward`: the layers are those of a library.
+        """
+        for i, depth in enumerate(self.depths):
+            depth.factors = None if factors is None else factors[i]
+
+    def check_crop(self, crop: tuple[int, int]) -> None:
+        """ValueError for training crops [width, height] that patches do not fill."""
+        if set(self.strides) == {PATCH} and any(side % PATCH for side in crop):
+            raise ValueError(
+                f"images.crop = {list(crop)}: sides must be multiples of {PATCH}, the patch of the "
+                "encoder"
+            )
 
     def autocast(self) -> torch.autocast:
         """Passes inside are computed in the encoder's precision."""
@@ -139,27 +165,6 @@ class Encoder(nn.Module):
             decays = whole or (value.dim() > 1 and name.split(".")[-1] not in POSITION_TERMS)
             groups[layer_decay ** (max(blocks) - block), decays].append(value)
         return [(factor, decays, values) for (factor, decays), values in groups.items()]
-
-
-class _MixedTransformer(nn.Module):
-    """MiT (SegFormer, Xie et al., 2021) as segmentation-models-pytorch has it."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        if find_spec("segmentation_models_pytorch") is None:
-            raise ValueError(
-                f"model.encoder = {model.encoder!r}: needs segmentation-models-pytorch; "
-                "pip install '.[mit]'"
-            )
-        from segmentation_models_pytorch.encoders import get_encoder
-
-        with torch.device("cpu"):  # its rates are read off a tensor, which has none on meta
-            self.network: Any = get_encoder(model.encoder, weights=None)
-            self.network.reset_drop_path(model.drop_path)
-        self.channels: list[int] = self.network.out_channels[-len(STRIDES) :]
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return self.network(images)[-len(STRIDES) :]
 
 
 def is_built_in(name: str) -> bool:
@@ -211,7 +216,7 @@ def check_finite(state: dict[str, Tensor], place: str) -> None:
 def _with_weights(model: Model, state: dict[str, Tensor]) -> Any:
     """The network cut to its features with the tensors of a state that it has a place for."""
     if MIT.fullmatch(model.encoder):
-        network: Any = _MixedTransformer(model)
+        network: Any = MixedTransformer(model)
         nn.Module.load_state_dict(network.network, state, strict=False)
         return network
     return timm.create_model(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
+from typing import Any
 
 import torch
 from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 DILATIONS = (1, 6, 12, 18)
@@ -130,6 +132,7 @@ class Classifier(nn.Module):
     ) -> None:
         """A classifier of embeddings with `channels`."""
         super().__init__()
+        self.kernel = kernel
         self.convolutions = nn.ModuleList(
             nn.Conv2d(channels, num_classes, kernel, padding=rate * (kernel // 2), dilation=rate)
             for rate in dilations
@@ -154,10 +157,13 @@ class Classifier(nn.Module):
             masks: (K, N, D), factors of the channels: 0 where dropped, 1 / (1 - dropout) elsewhere.
 
         Dropping channels before a convolution is dropping its weights, so that all passes of a
-        sample are one convolution with K times the classes.
+        sample are one convolution with K times the classes. A single pass of an atrous classifier
+        drops the channels themselves: one convolution for all samples.
         """
         with torch.autocast(embedding.device.type, enabled=False):
             embedding = embedding.float()
+            if len(masks) == 1 and self.kernel > 1:
+                return self(embedding * masks[0, :, :, None, None]).unsqueeze(0)
             return reduce(torch.add, (_masked(c, embedding, masks) for c in self.convolutions))
 
 
@@ -184,7 +190,45 @@ def _masked(convolution: nn.Module, embedding: Tensor, masks: Tensor) -> Tensor:
 
 
 def enlarge(values: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Bilinear interpolation of (N, C, h, w) to (N, C, *size)."""
+    """Bilinear interpolation of (N, C, h, w) to (N, C, *size), in the values' own precision."""
     if values.shape[-2:] == size:
         return values
-    return functional.interpolate(values, size=size, mode="bilinear", align_corners=False)
+    with torch.autocast(values.device.type, enabled=False):
+        if values.requires_grad:
+            enlarged: Any = _Enlarging.apply(values, *size)
+            return enlarged
+        return functional.interpolate(values, size=size, mode="bilinear", align_corners=False)
+
+
+class _Enlarging(torch.autograd.Function):
+    """Bilinear interpolation whose gradient is two matrix products.
+
+    PyTorch's own adds up in any order on CUDA, so that its bits differ from run to run; on the CPU
+    it takes several times as long where channels come first.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, height: int, width: int) -> Tensor:
+        ctx.size = values.shape[-2:]
+        return torch.ops.aten.upsample_bilinear2d(values, [height, width], False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        rows, columns = (
+            _interpolation(small, large, gradient)
+            for small, large in zip(ctx.size, gradient.shape[-2:], strict=True)
+        )
+        if gradient.is_contiguous() or not gradient.is_contiguous(
+            memory_format=torch.channels_last
+        ):
+            return rows @ (gradient @ columns.T), None, None
+        width = gradient.shape[-1]
+        lines = (rows @ gradient.permute(0, 2, 3, 1).flatten(2)).unflatten(2, (width, -1))
+        return (columns @ lines).permute(0, 3, 1, 2), None, None
+
+
+def _interpolation(small: int, large: int, like: Tensor) -> Tensor:
+    """Weights (small, large) of each of `small` values in each of `large` interpolated ones."""
+    unit = torch.eye(small, dtype=like.dtype, device=like.device).unsqueeze(0)
+    return functional.interpolate(unit, size=large, mode="linear", align_corners=False)[0]

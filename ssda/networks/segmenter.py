@@ -8,6 +8,7 @@ places, seen from the context, says how much the detail counts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +23,15 @@ from ssda.networks.heads import (
     StageFusion,
     convolution,
 )
+from ssda.networks.stochastic_depth import draw_factors
 from ssda.networks.windows import Corner, cut, draw_corners, fuse, halve, pad_to, slide
 from ssda.params import Model
 from ssda.tensors import on_device
 
 DEEPLAB_RATES = (6, 12)
+WINDOWS = 9
+"""Of each image in a pass without gradients: all that slide over a training crop. However large an
+image is, a pass holds no more."""
 COARSEST = 32
 """Images are continued to multiples of this (of its double with two resolutions): all grids fit."""
 
@@ -71,7 +76,7 @@ class Segmenter(nn.Module):
 
     Training drops channels before the classifier too; passes with dropout are draws from a
     posterior only of a network that has learnt with it. A mask is a draw of the network: with two
-    resolutions a pass drops the same channels in both.
+    resolutions a pass drops the same channels in both, and skips the same branches.
     """
 
     def __init__(self, model: Model, num_classes: int) -> None:
@@ -79,7 +84,6 @@ class Segmenter(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.dropout = model.dropout
-        self.drop_path = model.drop_path
         self.detail = None if model.detail is None else (model.detail[1], model.detail[0])
         self.encoder = Encoder(model)
         channels = self.encoder.channels
@@ -111,6 +115,12 @@ class Segmenter(nn.Module):
         """Where the network is."""
         return self.encoder.mean.device
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile encoder and heads, what is before the classifier; weights keep their names."""
+        for part in (self.encoder, self.pyramid, self.head, self.attention):
+            if part is not None:
+                part.compile(*args, **kwargs)
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, C, H / s, W / s) without dropout."""
         return self.predict(images).logits
@@ -119,15 +129,18 @@ class Segmenter(nn.Module):
         """Images continued at the right and the bottom until all grids fit them."""
         return pad_to(images, COARSEST if self.detail is None else 2 * COARSEST)
 
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """The encoder's four feature maps."""
+    def encode(self, images: Tensor, depth: Tensor | None = None) -> list[Tensor]:
+        """The encoder's four feature maps; `depth` as `draw_depth` gives it."""
+        self.encoder.skip(depth)
         return self.encoder(images)
 
     def embed(self, images: Tensor) -> Tensor:
         """What the classifier sees of one view, (N, D, h, w)."""
         return self._decode(self.encode(images))
 
-    def observe(self, images: Tensor, masks: Tensor, corners: list[Corner]) -> Views:
+    def observe(
+        self, images: Tensor, masks: Tensor, corners: list[Corner], depth: Tensor | None = None
+    ) -> Views:
         """K stochastic passes on one trunk, for training; all normalised as one batch.
 
         Args:
@@ -135,15 +148,17 @@ class Segmenter(nn.Module):
             masks: (K, N, D), as `draw_masks` gives them.
             corners: of the detail crops, which have half the sides of the images, as
                 `draw_corners` gives them; empty with one resolution.
+            depth: (L, N), as `draw_depth` gives it; without it no branch is skipped.
         """
         if self.attention is None:
-            features = self.encode(images)
+            features = self.encode(images, depth)
             logits = self.classifier.stochastic(self._decode(features), masks)
             return Views(logits, None, corners, features)
         count = len(images)
         context = halve(images)
         detail = cut(images, corners, (context.shape[-2], context.shape[-1]))
-        features = self.encode(torch.cat([context, detail]))
+        both = None if depth is None else depth.repeat(1, 2)
+        features = self.encode(torch.cat([context, detail]), both)
         embedding = self._decode(features)
         own = [feature[:count] for feature in features]
         logits = self.classifier.stochastic(embedding, masks.repeat(1, 2, 1))
@@ -173,11 +188,8 @@ class Segmenter(nn.Module):
             repeated = masks.repeat(1, len(crops) // len(images), 1) if masks is not None else None
             return self._logits(self.embed(crops), repeated)
 
-        # As many windows as training sees pixels: what it can hold with gradients is no risk here.
-        pixels = images.shape[-2] * images.shape[-1]
-        per_pass = max(1, pixels // (2 * window[0] * window[1]))
         step = (window[0] // 2, window[1] // 2)
-        high = slide(images, window, step, per_pass, see)
+        high = slide(images, window, step, WINDOWS, see)
         fused = fuse(low, high, self._attend(features))[..., : size[0], : size[1]]
         return Prediction(fused[0], fused[1:], low[0], high[0])
 
@@ -186,6 +198,12 @@ class Segmenter(nn.Module):
         keep = 1.0 - self.dropout
         drawn = np.stack([rng.random((passes, self.width)) < keep for rng in generators], axis=1)
         return on_device(drawn.astype(np.float32) / np.float32(keep), self.device)
+
+    def draw_depth(self, generators: list[np.random.Generator]) -> Tensor | None:
+        """Factors (L, N) of stochastic depth, a generator a sample; None where there is none."""
+        if not self.encoder.depths:
+            return None
+        return on_device(draw_factors(self.encoder.depths, generators), self.device)
 
     def draw_corners(
         self, size: tuple[int, ...], generators: list[np.random.Generator]

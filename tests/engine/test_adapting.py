@@ -66,3 +66,16 @@ def test_adaptation_ends_with_statistics_of_plain_target_images(folder: Path) ->
             plain.append(all(torch.equal(*pair) for pair in pairs))
     assert plain == [False, False, True, True]
     assert networks.student.training and not networks.teacher.training
+
+
+def test_new_statistics_depend_on_the_images_alone(folder: Path) -> None:
+    """Not on what the process has drawn before, though branches are skipped at random."""
+    params = make_params(SMALL | {"model.drop_path": 0.5})
+    target = read_index(folder / "target")
+    network = imagenet_network(params, 19)
+    found: list[torch.Tensor] = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        use_target_statistics(network, target, params)
+        found.append(torch.cat(running_means(network)))
+    assert torch.equal(*found)

@@ -1,12 +1,18 @@
 """Where the networks compute, and in which precision."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from ssda.datasets.index import read_index
+from ssda.engine import adapting
 from ssda.engine.device import pick_precision, place, set_up
+from ssda.method.source import stochastic_pass
 from ssda.method.teacher import create_teacher
+from ssda.networks.normalisation import kept_statistics
 from ssda.networks.segmenter import Segmenter
 from tests.conftest import make_model, make_params
 
@@ -83,3 +89,59 @@ def test_determinism_is_set_and_unset(restored: None) -> None:
     set_up(CPU, make_params({"compute.deterministic": False}).compute)
     assert not torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.deterministic and torch.backends.cudnn.benchmark
+
+
+def compiled(network: torch.nn.Module) -> set[str]:
+    parts = dict(network.named_modules())
+    return {name for name, part in parts.items() if part._compiled_call_impl is not None}
+
+
+def test_student_teacher_and_frozen_encoder_are_compiled_where_asked(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    """What is compiled is made on its first use; here there is none."""
+    params = make_params({"compute.compile": True, "images.crop": [64, 32]})
+    network = Segmenter(params.model, 19)
+    names = list(network.state_dict())
+    student = place(network, CPU, params.compute)
+    assert compiled(student) == {"encoder", "head"} and list(student.state_dict()) == names
+    monkeypatch.setattr(adapting, "use_target_statistics", lambda *_: None)
+    networks = adapting.start_networks(student, read_index(folder / "target"), params)
+    assert compiled(networks.teacher) == {"encoder", "head"}
+    assert networks.imagenet is not None and compiled(networks.imagenet) == {""}
+    off = place(Segmenter(params.model, 19), CPU, make_params().compute)
+    assert compiled(off) == set()
+
+
+def test_positions_that_cuda_resamples_in_no_order_are_told() -> None:
+    network = Segmenter(make_model({"model.encoder": "vit_tiny_patch16_224"}), 3)
+    compute = make_params({"compute.deterministic": True}).compute
+    with pytest.raises(ValueError, match=r"compute\.deterministic = True: must be False with"):
+        place(network, GPU, compute)
+    place(network, CPU, compute)
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("encoder", ["tf_efficientnet_lite0", "mit_b0", "vit_small_patch16_dinov3"])
+def test_compiled_networks_say_the_same_without_a_break(encoder: str) -> None:
+    torch.manual_seed(0)
+    overrides = {"model.encoder": encoder, "model.detail": [64, 32], "images.crop": [128, 64]}
+    model = make_model(overrides | {"model.channels": 16, "model.drop_path": 0.2})
+    network = Segmenter(model, 5).train()
+    images = torch.rand(2, 3, 64, 128)
+
+    def gradients() -> list[torch.Tensor]:
+        network.zero_grad()
+        draws = [np.random.default_rng(i) for i in range(2)]
+        with kept_statistics(network):
+            logits = stochastic_pass(network, images, 1, draws).logits
+            logits.square().mean().backward()
+        values = [p.grad for p in network.parameters() if p.grad is not None]
+        return [logits.detach(), torch.cat([v.flatten() for v in values])]
+
+    plain = gradients()
+    network.compile(backend="aot_eager", fullgraph=True)  # raises at a break
+    for given, wanted in zip(gradients(), plain, strict=True):
+        torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-5)
+    torch.compiler.reset()

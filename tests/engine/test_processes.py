@@ -39,6 +39,7 @@ def step_params() -> Params:
             "images.crop": [64, 32],
             "sampling.min_pixels": 10,
             "model.channels": 8,
+            "model.drop_path": 0.3,
             "adapt.iterations": 2,
             "adapt.batch_size": 4,
             "adapt.uncertainty.confidence_threshold": 0.4,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.labels import CITYSCAPES, IGNORE
@@ -18,7 +19,7 @@ from ssda.method.source import frozen_encoder, stochastic_pass
 from ssda.method.subdomains import PredictedShares, corrected_ratios
 from ssda.method.teacher import create_teacher, moving_average
 from ssda.networks.normalisation import batch_normalisations, reestimate_statistics
-from ssda.networks.segmenter import Segmenter
+from ssda.networks.segmenter import Segmenter, Views
 from ssda.randomness import generators
 from tests.conftest import make_model, make_params
 
@@ -49,11 +50,8 @@ def network(request: pytest.FixtureRequest) -> Segmenter:
     return network
 
 
-def see(network: Segmenter, images: torch.Tensor) -> None:
-    draws = generators(0, "test", 0, len(images))
-    network.observe(
-        images, network.draw_masks(1, draws), network.draw_corners(images.shape[-2:], draws)
-    )
+def see(network: Segmenter, images: torch.Tensor) -> Views:
+    return stochastic_pass(network, images, 1, generators(0, "test", 0, len(images)))
 
 
 @pytest.fixture
@@ -448,3 +446,76 @@ def test_a_class_that_the_source_never_shows_is_finite_and_may_have_seeds(
     scalars = [value for value in report.values() if value.dim() == 0]  # of no pixel: no share
     assert report["seeds"] > 0 and torch.stack(scalars).isfinite().all()
     assert gradient(networks.student).isfinite().all()
+
+
+WITHOUT_ORDER = {
+    "upsample_linear1d_backward",
+    "upsample_bilinear2d_backward",
+    "upsample_bicubic2d_backward",
+    "_upsample_bilinear2d_aa_backward",
+    "_upsample_bicubic2d_aa_backward",
+    "_adaptive_avg_pool2d_backward",
+    "adaptive_max_pool2d_backward",
+    "fractional_max_pool2d_backward",
+    "max_unpool2d",
+    "reflection_pad2d_backward",
+    "grid_sampler_2d_backward",
+    "_ctc_loss_backward",
+    "put_",
+    "histc",
+    "median",
+    "kthvalue",
+    "scatter_reduce",
+    "index_reduce",
+}
+"""Operations that raise on CUDA where bits are to be equal, as torch.use_deterministic_algorithms
+lists them, and two that take arguments: see `Walk`."""
+
+
+class Walk(TorchDispatchMode):
+    """Notes every operation of these that runs inside, gradients included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("nll_loss_forward", "nll_loss2d_forward") and args[3] != 0:
+            self.found.add("nll_loss that is summed")
+        if name == "bincount" and len(args) > 1 and args[1] is not None:
+            self.found.add("bincount with weights")
+        self.found |= {name} & WITHOUT_ORDER
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_operation_of_a_step_is_without_order_on_cuda(networks: Networks) -> None:
+    with Walk() as walk:  # it finds what there is
+        values = torch.rand(1, 2, 4, 4, requires_grad=True)
+        torch.nn.functional.interpolate(values, (8, 8), mode="bilinear").sum().backward()
+        torch.nn.functional.cross_entropy(values, torch.zeros(1, 4, 4, dtype=torch.int64))
+    assert walk.found == {"upsample_bilinear2d_backward", "nll_loss that is summed"}
+    torch.use_deterministic_algorithms(True)
+    try:
+        with Walk() as walk:
+            step_gradient(networks, {"adapt.losses.masked": 1.0, "adapt.losses.target": 1.0})
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert walk.found == set()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"model.encoder": "vit_small_patch16_dinov3", "model.drop_path": 0.1},
+        {"model.encoder": "resnet18d", "model.head": "deeplabv2"},
+        {"model.encoder": "mit_b0", "model.drop_path": 0.1},
+    ],
+)
+def test_no_operation_of_another_network_is_without_order_on_cuda(model: dict[str, Any]) -> None:
+    student = Segmenter(make_model(SMALL | model), CLASSES).train()
+    with Walk() as walk:
+        see(student, torch.rand(2, 3, 64, 128)).logits.square().mean().backward()
+    assert walk.found == set()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,6 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ssda.networks.encoders import Encoder, load_imagenet_weights
+from ssda.networks.normalisation import batch_normalisations
+from ssda.networks.stochastic_depth import draw_factors
 from tests.conftest import make_model
 
 RAW = {
@@ -50,6 +53,7 @@ def test_an_encoder_is_a_name(name: str, strides: list[int]) -> None:
         ({"model.encoder": "pvt_v2_b0", "model.head": "deeplabv2"}, "deeplabv2"),
         ({"model.encoder": "mit_b0", "model.head": "deeplabv2"}, "cannot be dilated to stride 8"),
         ({"model.encoder": "mit_b0", "model.checkpointing": True}, "checkpointing = True"),
+        ({"model.encoder": "vgg11", "model.drop_path": 0.1}, "vgg11"),
     ],
 )
 def test_an_encoder_that_cannot_be_is_told(overrides: dict[str, Any], message: str) -> None:
@@ -96,7 +100,7 @@ def test_weights_of_a_file_are_in_the_encoder(tmp_path: Path, name: str) -> None
         state |= {"head.weight": torch.zeros(1), "head.bias": torch.zeros(1)}
     else:
         state = timm.create_model(name, pretrained=False).state_dict()
-    save_file({key: value.clone() for key, value in state.items()}, path)
+    save_file({key: value.contiguous().clone() for key, value in state.items()}, path)
     model = make_model({"model.encoder": name, "model.weights": str(path)})
     encoder = Encoder(model)
     load_imagenet_weights(encoder, model)
@@ -284,3 +288,66 @@ def test_checkpointing_changes_no_gradient() -> None:
         encoder(torch.linspace(0, 1, 3 * 32 * 32).view(1, 3, 32, 32))[-1].square().mean().backward()
         gradients.append(encoder.network.model.patch_embed.proj.weight.grad)
     torch.testing.assert_close(*gradients)
+
+
+def test_mixed_transformers_are_those_of_their_package() -> None:
+    """Features and gradients, whatever the attention keeps."""
+    from segmentation_models_pytorch.encoders import get_encoder
+
+    torch.manual_seed(0)
+    plain = get_encoder("mit_b0", weights=None).train()
+    plain.reset_drop_path(0.0)
+    encoder = Encoder(make_model({"model.encoder": "mit_b0"})).train()
+    ours = encoder.network.network
+    ours.load_state_dict(plain.state_dict())
+    images = torch.rand(2, 3, 64, 96)
+    for network in (plain, ours):
+        sum(features.square().mean() for features in network(images)[-4:]).backward()
+    for given, wanted in zip(ours(images)[-4:], plain(images)[-4:], strict=True):
+        torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-5)
+    gradients = dict(plain.named_parameters())
+    for name, values in ours.named_parameters():
+        torch.testing.assert_close(
+            values.grad, gradients[name].grad, rtol=1e-4, atol=1e-5, msg=name
+        )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tf_efficientnet_lite0", "resnet18d", "convnext_atto", "vit_tiny_patch16_224", "mit_b0"],
+)
+def test_stochastic_depth_is_that_of_the_sample(name: str) -> None:
+    """No draw but the given ones, and a sample's features do not depend on who is beside it."""
+    torch.manual_seed(0)
+    encoder = Encoder(make_model({"model.encoder": name, "model.drop_path": 0.5})).train()
+    for layer in batch_normalisations(encoder):
+        torch.nn.init.ones_(layer.eval().weight)  # some branches begin as 0
+    images = torch.rand(2, 3, 64, 64)
+    whole = encoder(images)[-1]
+    state = torch.get_rng_state()
+    draws = [np.random.default_rng(i) for i in range(2)]
+    factors = torch.from_numpy(draw_factors(encoder.depths, draws))
+    assert factors.min() == 0 and factors.max() > 1
+    encoder.skip(factors)
+    both = encoder(images)[-1]
+    encoder.skip(factors[:, 1:])
+    torch.testing.assert_close(encoder(images[1:])[-1], both[1:], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(both, whole)
+    assert torch.equal(torch.get_rng_state(), state)
+    encoder.skip(None)
+    torch.testing.assert_close(encoder(images)[-1], whole)
+
+
+def test_the_attention_and_the_perceptron_of_a_block_are_skipped_apart() -> None:
+    encoder = Encoder(make_model({"model.encoder": "mit_b0", "model.drop_path": 0.3}))
+    rates = [depth.rate for depth in encoder.depths]
+    assert len(rates) == 2 * 7 and rates[::2] == rates[1::2]  # of 8 blocks the first is never
+    assert rates[-1] == pytest.approx(0.3) and rates == sorted(rates)
+
+
+def test_crops_that_patches_do_not_fill_are_told() -> None:
+    encoder = Encoder(make_model({"model.encoder": "vit_tiny_patch16_224"}))
+    encoder.check_crop((96, 160))
+    with pytest.raises(ValueError, match=r"images\.crop = \[96, 100\]: .* multiples of 16"):
+        encoder.check_crop((96, 100))
+    Encoder(make_model({"model.encoder": "resnet18d"})).check_crop((97, 101))

@@ -96,6 +96,34 @@ def test_prediction_slides_the_detail_by_half(double: Segmenter) -> None:
     assert prediction.context is not None and prediction.context.shape == (2, 5, 16, 24)
 
 
+def test_a_training_crop_takes_two_passes_and_no_image_takes_more_than_nine_windows_in_one(
+    double: Segmenter,
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    handle = double.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
+    with torch.no_grad():
+        double(torch.rand(2, 3, 128, 128))
+        double(torch.rand(1, 3, 128, 256))
+    handle.remove()
+    assert [shape[0] for shape in seen[:2]] == [2, 2 * 9]
+    assert [shape[0] for shape in seen[2:]] == [1, 9, 9, 3]
+
+
+def test_both_views_of_a_sample_skip_the_same_branches() -> None:
+    model = make_model(DOUBLE | {"model.drop_path": 0.5})
+    network = Segmenter(model, 5).train()
+    draws = [np.random.default_rng(i) for i in range(2)]
+    depth = network.draw_depth(draws)
+    assert depth is not None
+    images, corners = torch.rand(2, 3, 128, 128), [(0, 16), (64, 40)]
+    network.observe(images, network.draw_masks(1, draws), corners, depth)
+    for layer, factors in zip(network.encoder.depths, depth, strict=True):
+        assert layer.factors is not None
+        assert torch.equal(layer.factors, torch.cat([factors, factors]))
+    network.observe(images, network.draw_masks(1, draws), corners)
+    assert all(layer.factors is None for layer in network.encoder.depths)
+
+
 def test_two_resolutions_label_images_of_any_size(double: Segmenter) -> None:
     with torch.no_grad():
         assert double(torch.rand(1, 3, 50, 150)).shape == (1, 5, 13, 38)

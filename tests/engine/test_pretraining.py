@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssda.datasets.index import read_index
+from ssda.engine.pretraining import imagenet_network, pretrain_steps
+from tests.conftest import make_params
+
+SMALL = {
+    "images.crop": [64, 32],
+    "sampling.min_pixels": 10,
+    "model.channels": 8,
+    "pretrain.iterations": 2,
+    "runtime.workers": 0,
+}
+
+
+def test_computing_activations_twice_changes_nothing(folder: Path) -> None:
+    """Weights and running statistics: these take in every batch once."""
+    source = read_index(folder / "source")
+    found: list[dict[str, torch.Tensor]] = []
+    for checkpointing in (False, True):
+        params = make_params(SMALL | {"model.checkpointing": checkpointing})
+        network = imagenet_network(params, 19)
+        for record in pretrain_steps(network, [source], params):
+            assert record.problem is None
+        found.append(network.state_dict())
+    plain, twice = found
+    for name, values in plain.items():
+        if values.is_floating_point():
+            torch.testing.assert_close(twice[name], values, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_crops_that_patches_do_not_fill_are_told_before_training() -> None:
+    overrides = {"model.encoder": "vit_tiny_patch16_224", "images.crop": [64, 40]}
+    with pytest.raises(ValueError, match=r"images\.crop = \[64, 40\]: sides must be multiples of"):
+        imagenet_network(make_params(overrides), 3)
