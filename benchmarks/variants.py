@@ -10,7 +10,7 @@ from benchmarks.controls import Balance
 
 Changes = Mapping[str, Any]
 """Dotted keys of params.yaml and their values."""
-EVERY_PIXEL = 1e9
+EVERY_PIXEL = 1e4
 """A beta by which every pseudo label is kept, whatever its class."""
 
 

@@ -156,7 +156,6 @@ def find_inputs(inputs: list[Path], out: Path) -> tuple[dict[str, Path], str]:
             named = [(given.stem, given)]
         else:
             raise ValueError(f"{given}: no such file or folder")
-        check_names(given.parent, (str(file) for _, file in named))
         for name, file in named:
             if file.resolve().is_relative_to(out.resolve()):
                 continue

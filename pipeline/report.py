@@ -119,7 +119,8 @@ def follow(
                 run.metrics({f"{key}.{name}": value for name, value in values}, step)
             for number, name in enumerate(space.names if vectors else ()):
                 of_class = {key: vector[number] for key, vector in vectors.items()}
-                class_shares.append({"step": step, "class": name} | _rounded(of_class, 4))
+                row: Row = {"step": step, "class": name} | dict.fromkeys(of_class, "")
+                class_shares.append(row | _rounded(of_class, 4))
         if any(values.dim() > 1 for values in record.report.values()):
             try:
                 draw_step(pictures / f"{step:06d}.png", record, space)

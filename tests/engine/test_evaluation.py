@@ -104,7 +104,7 @@ def labelled(tmp_path: Path) -> Index:
 
 VIEWS = (
     {},
-    {"evaluate.flip": True, "images.target_size": [48, 32]},
+    {"evaluate.flip": True, "images.target_size": [48, 32], "images.crop": [32, 32]},
     {"evaluate.windows": {"extent": [64, 64], "step": [32, 32]}},
 )
 
@@ -236,8 +236,9 @@ def test_the_label_free_score_is_information_less_the_shift_of_classes(
 def test_images_are_spread_over_a_split_and_never_more_than_asked_for(
     images: int, taken: list[int]
 ) -> None:
-    names = [f"{i}.png" for i in range(images)]
-    records = tuple(Record(name, name, 0, "", name, 8, 8, None) for name in names)
+    records = tuple(
+        Record(f"{i}", f"{i}.png", 0, "", f"{i}.png", 8, 8, None) for i in range(images)
+    )
     index = Index(Path("raw"), Path("raw"), CITYSCAPES, records)
     found = spread(index, 4, make_params()).index.records
     assert [record.name for record in found] == [f"{i}" for i in taken]

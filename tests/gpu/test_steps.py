@@ -14,7 +14,7 @@ from ssda.networks.segmenter import Prediction, Segmenter, Views
 from ssda.params import Params, load_params
 from tests.conftest import ROOT
 
-MOST_WAITS = 5
+MOST_WAITS = 2
 CROP = 128
 SMALL = {
     "demo": "test_efficientnet",

@@ -377,7 +377,7 @@ def test_the_weight_of_the_target_losses_scales_them(networks: Networks) -> None
 def test_a_batch_without_any_certain_pixel_or_seed_is_finite(networks: Networks) -> None:
     overrides = {
         "adapt.uncertainty.confidence_threshold": 1.0,
-        "adapt.uncertainty.min_pixels": 10**6,
+        "adapt.uncertainty.min_pixels": 10**5,
     }
     report = joint_step(networks, *batches(), make_task(overrides), 0)
     assert report["seeds"] == 0

@@ -24,7 +24,9 @@ from ssda.sections import read_yaml, validate
 from tests.conftest import ROOT, set_values
 
 SIZE = (72, 136)
-PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml") if path.stem != "demo")
+DRAWN = {"demo", "camvid"}
+"""Presets whose source is the drawn game."""
+PRESETS = sorted({path.stem for path in (ROOT / "presets").glob("*.yaml")} - DRAWN)
 SMALL = {
     "tf_efficientnet_lite0": "tf_efficientnet_lite0",
     "resnet101c": "resnet18d",
@@ -81,7 +83,8 @@ def reduced(name: str, raw: Path, overrides: dict[str, Any]) -> Params:
         return params
     path = raw / f"{params.model.encoder}.safetensors"
     if not path.exists():
-        save_file({key: v.clone() for key, v in random_state(params).items()}, path)
+        state = random_state(params)
+        save_file({key: v.contiguous().clone() for key, v in state.items()}, path)
     return validate(Params, set_values(values, {"model.weights": str(path)}), name)
 
 

@@ -112,14 +112,14 @@ def outputs() -> dict[str, bytes]:
 
 
 def curves() -> list[dict[str, list[tuple[int, float]]]]:
-    """The curves of each MLflow run that has any of adapt."""
+    """The curves of each MLflow run that has any of adapt, but for those of its speed."""
     client = MlflowClient("sqlite:///mlflow.db")
     found = client.search_runs([e.experiment_id for e in client.search_experiments()])
     return [
         {
             name: [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, name)]
             for name in run.data.metrics
-            if name.startswith("adapt/")
+            if name.startswith("adapt/") and not name.startswith("adapt/speed.")
         }
         for run in found
         if any(name.startswith("adapt/") for name in run.data.metrics)
