@@ -109,11 +109,11 @@ def follow(
             scalars = record.scalars() | {"learning_rate": record.learning_rate}
             if left_out:
                 scalars["left_out"] = left_out
-            bar.set_postfix({k[5:]: f"{v:.3g}" for k, v in scalars.items() if k[:5] == "loss_"})
+            bar.set_postfix({k: f"{scalars[f'loss_{k}']:.3g}" for k in record.report.losses})
             run.metrics(scalars, step)
             measured(speed.news(), step)
             losses.append({"step": step} | _rounded(scalars, 6))
-            vectors = {k: v.tolist() for k, v in record.report.items() if v.dim() == 1}
+            vectors = {k: v.tolist() for k, v in record.report.by_class.items()}
             for key, vector in vectors.items():
                 values = zip(space.names, vector, strict=True)
                 run.metrics({f"{key}.{name}": value for name, value in values}, step)
@@ -121,7 +121,7 @@ def follow(
                 of_class = {key: vector[number] for key, vector in vectors.items()}
                 row: Row = {"step": step, "class": name} | dict.fromkeys(of_class, "")
                 class_shares.append(row | _rounded(of_class, 4))
-        if any(values.dim() > 1 for values in record.report.values()):
+        if record.report.images:
             try:
                 draw_step(pictures / f"{step:06d}.png", record, space)
                 show(pictures / f"{step:06d}.png")
@@ -288,9 +288,7 @@ def draw_step(path: Path, record: StepRecord, space: LabelSpace) -> None:
     """A picture of what a step worked with; its report holds images, as `look` gives them."""
     columns: list[list[np.ndarray]] = []
     titles: list[str] = []
-    for name, values in record.report.items():
-        if values.dim() < 2:
-            continue
+    for name, values in record.report.images.items():
         if values.dim() == 4:
             values = (values.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
         elif values.is_floating_point():
