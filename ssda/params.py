@@ -58,7 +58,7 @@ class Source(Section):
 
 
 class Target(Section):
-    """Images to adapt to (the city)."""
+    """Images to adapt to."""
 
     layout: Text
     """How the raw set is laid out: gta, synthia, cityscapes or the path of a layout YAML."""
@@ -198,7 +198,7 @@ class Uncertainty(Section):
 
 
 class Losses(Section):
-    """Weights of the losses; that of the truncated CRF is below trucrf."""
+    """Weights of the losses."""
 
     mix: Weight
     """Cross entropy on the mixed images."""
@@ -210,6 +210,8 @@ class Losses(Section):
     """Cross entropy on the seeds."""
     uncertainty: Weight
     """Mutual information of the student's own head passes."""
+    trucrf: Weight
+    """The truncated CRF: pixels beside seeds of like colour."""
     feature_distance: Weight
     """Distance to the frozen ImageNet features."""
 
@@ -217,8 +219,6 @@ class Losses(Section):
 class TruCRF(Section):
     """Structural adaptation (StrIA): the truncated conditional random field."""
 
-    weight: Weight
-    """Weight w_crf of the loss."""
     radius: Radius
     """Half width of the window, in pixels of the logits' grid; it is 2 radius + 1 wide."""
     sigma_xy: Bandwidth
@@ -351,7 +351,7 @@ class Params(Section):
     labels: Text
     """Classes: cityscapes for its 19, or the path of a label-space YAML with your own."""
     sources: Annotated[dict[SourceName, Source], Field(min_length=1)]
-    """Labelled images (the game); several sets, by names of your own, are pooled."""
+    """Labelled images; several sets, by names of your own, are pooled."""
     target: Target
     images: Images
     sampling: Sampling
