@@ -32,12 +32,12 @@ from types import FrameType
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from benchmarks.controls import balanced
 from benchmarks.label_free import label_free_indicators
 from benchmarks.targets import FOLDER, TARGETS, Splits, parameters, splits_of
 from benchmarks.variants import SETTINGS, VARIANTS, Variant
-from pipeline.repository import locked
 from ssda.datasets.index import Index, class_frequencies
 from ssda.engine.adapting import adapt_steps, start_networks
 from ssda.engine.checkpoints import load_network, save_network
@@ -249,7 +249,7 @@ def _leave(signal_number: int, frame: FrameType | None) -> None:
 def pretrained(params: Params, data: Splits) -> Segmenter:
     """The pretrained network that variants share; whoever needs it first trains it."""
     path = pretrained_path(params, data.digest)
-    with locked(path.with_suffix(".lock")):
+    with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
             network = trained(
                 imagenet(params, data.space), data.source, params, params.pretrain.iterations
@@ -354,7 +354,7 @@ def read_results(path: Path) -> list[Result]:
 
 def add_result(path: Path, result: Result) -> None:
     """Add a run to a file that other processes may add to at the same time."""
-    with locked(FOLDER / "results.lock"):
+    with FileLock(FOLDER / "results.lock"):
         write_results(path, [*read_results(path), result])
 
 

@@ -112,12 +112,12 @@ def _imported_files(path: Path) -> list[Path]:
     return [file for file in files if file.exists()]
 
 
-def main() -> None:
-    """The command line."""
+def write() -> None:
+    """Write dvc.yaml."""
     path = ROOT / STAGES
     params = load_params(ROOT / "params.yaml")
     write_text(path, updated(path.read_text(encoding="utf-8"), params))
 
 
 if __name__ == "__main__":
-    command.guard(main, debug=False)
+    command.start(command.tool(__doc__), lambda _: write())

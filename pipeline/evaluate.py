@@ -34,9 +34,11 @@ def evaluate(params: Params) -> None:
     """
     import copy
 
-    from pipeline.report import bars, describe, matrices, save, write_table
-    from pipeline.resume import remove_old_states
-    from pipeline.tracking import stage_run
+    from pipeline.drawing.figures import bars, matrices, save
+    from pipeline.drawing.tables import write_table
+    from pipeline.tracking.run import stage_run
+    from pipeline.training.loop import describe
+    from pipeline.training.state import remove_old_states
     from ssda.datasets.index import check_raw_files, read_index
     from ssda.engine.checkpoints import load_network
     from ssda.engine.device import pick_device, place, set_up
@@ -137,7 +139,7 @@ def draw(
     """The picture: input, truth, predictions and the adapted network's uncertainty."""
     import numpy as np
 
-    from pipeline.report import sheet
+    from pipeline.drawing.figures import sheet
     from ssda.datasets.loading import EvaluationSamples
     from ssda.engine.evaluation import predict_labels, predict_uncertainty
 

@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.repository import dependencies, digest, outputs, root, stages, unchanged
-from pipeline.resume import CODE, state_key
+from pipeline import command
+from pipeline.repository import CODE, digest, root, stage_key, stages, unchanged
+from ssda.files import write_json
 from ssda.params import Params, load_params
 
 NOTES = Path(".ssda/finished")
+
+
+def unless_finished(
+    stage: str, params: Params, work: Callable[[Params], object], *, force: bool
+) -> None:
+    """Do a stage's work; by hand not where its result is there already, unless forced to."""
+    if not by_hand():
+        work(params)
+    elif not force and is_finished(stage, params):
+        command.say(f"{stage}: up to date; --force runs it anyway")
+    else:
+        work(params)
+        write_json(_note(stage), _facts(stage, params))
 
 
 def by_hand() -> bool:
@@ -25,7 +40,7 @@ def by_hand() -> bool:
 def is_finished(stage: str, params: Params) -> bool:
     """Whether the stage's outputs are there and are those of its params, code and inputs."""
     definition = stages(CODE)[stage]
-    needed = [*dependencies(definition), *outputs(definition)]
+    needed = [*definition.deps, *definition.outs]
     if not all(Path(name).exists() for name in needed if not name.endswith(".py")):
         return False
     note = _note(stage)
@@ -35,13 +50,6 @@ def is_finished(stage: str, params: Params) -> bool:
     return ours.exists() and params == load_params(ours) and unchanged(stage)
 
 
-def note_finished(stage: str, params: Params) -> None:
-    """Note that the stage's outputs are those of its params, code and inputs."""
-    from ssda.files import write_json
-
-    write_json(_note(stage), _facts(stage, params))
-
-
 def _note(stage: str) -> Path:
     """Notes of one workspace never stand for another's: the name has the folder."""
     place = digest(str(Path.cwd()), {})[:16]
@@ -49,5 +57,5 @@ def _note(stage: str) -> Path:
 
 
 def _facts(stage: str, params: Params) -> dict[str, str]:
-    left = {name: Path(name) for name in outputs(stages(CODE)[stage])}
-    return {"key": state_key(stage, params), "outputs": digest("", left)}
+    left = {name: Path(name) for name in stages(CODE)[stage].outs}
+    return {"key": stage_key(stage, params), "outputs": digest("", left)}
