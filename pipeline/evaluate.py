@@ -10,6 +10,7 @@ from pipeline.paths import ADAPTED, METRICS, PRETRAINED, STUDENT, TARGET_REPORT,
 from ssda.params import Params
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from ssda.datasets.index import Index
@@ -130,15 +131,8 @@ def confusion_rows(
     ]
 
 
-def draw(
-    networks: dict[str, Segmenter],
-    report: Index,
-    params: Params,
-    space: LabelSpace,
-) -> None:
+def draw(networks: dict[str, Segmenter], report: Index, params: Params, space: LabelSpace) -> None:
     """The picture: input, truth, predictions and the adapted network's uncertainty."""
-    import numpy as np
-
     from pipeline.drawing.figures import sheet
     from ssda.datasets.loading import EvaluationSamples
     from ssda.engine.evaluation import predict_labels, predict_uncertainty
@@ -146,38 +140,21 @@ def draw(
     samples = EvaluationSamples(report, params.images.target_size)
     count = min(params.evaluate.pictures, len(samples))
     shown = {name: title for name, title in SHOWN.items() if name in networks}
+    view: dict[str, Any] = {
+        "windows": params.evaluate.windows,
+        "per_pass": params.runtime.evaluation_batch_size,
+        "flip": params.evaluate.flip,
+    }
+    passes, random_state = params.evaluate.passes, params.random_state
     rows: list[list[np.ndarray]] = []
     for i in range(0, len(samples), max(1, len(samples) // count))[:count]:
         image, label = samples[i]
         assert label is not None
-        size = label.shape
-        rows.append(
-            [
-                image.permute(1, 2, 0).numpy(),
-                label.numpy(),
-                *(
-                    predict_labels(
-                        networks[name],
-                        image,
-                        size,
-                        windows=params.evaluate.windows,
-                        per_pass=params.runtime.evaluation_batch_size,
-                        flip=params.evaluate.flip,
-                    ).numpy()
-                    for name in shown
-                ),
-                predict_uncertainty(
-                    networks["adapted"],
-                    image.unsqueeze(0),
-                    size,
-                    params.evaluate.passes,
-                    params.random_state,
-                    windows=params.evaluate.windows,
-                    per_pass=params.runtime.evaluation_batch_size,
-                    flip=params.evaluate.flip,
-                )[1][0].numpy(),
-            ]
-        )
+        size, alone = label.shape, image.unsqueeze(0)
+        labels = [predict_labels(networks[name], image, size, **view).numpy() for name in shown]
+        network = networks["adapted"]
+        _, found = predict_uncertainty(network, alone, size, passes, random_state, **view)
+        rows.append([image.permute(1, 2, 0).numpy(), label.numpy(), *labels, found[0].numpy()])
     sheet(PICTURE, ["target image", "truth", *shown.values(), "uncertainty"], rows, space)
 
 

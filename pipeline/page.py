@@ -58,14 +58,6 @@ Table = tuple[Sequence[str], list[tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture among an experiment's files; its source is None where it is not here."""
-
-    path: str
-    source: str | None
-
-
-@dataclass(frozen=True)
 class Experiment:
     """The files of the workspace or of a git revision, such as a DVC experiment.
 
@@ -106,20 +98,15 @@ class Experiment:
         """{"adapt.trucrf.radius": "5", ...}, without `runtime`, which changes no result."""
         return flat(parse_yaml(self.read(path) or b"{}", f"{self.name}: {path}"))
 
-    def picture(self, path: str) -> Picture:
-        """A PNG file."""
+    def picture(self, path: str) -> tuple[str, str | None]:
+        """The path of a PNG file, and its content as an address; None where it is not here."""
         content = self.read(path)
-        return Picture(path, None if content is None else _source("png", content))
+        return path, None if content is None else _address("png", content)
 
     @cached_property
     def scores(self) -> dict[str, Any]:
         """What evaluation found."""
         return self.json("metrics/evaluate.json")
-
-    @property
-    def images(self) -> int:
-        """How many were evaluated."""
-        return self.scores["images"]
 
     @cached_property
     def params(self) -> dict[str, str]:
@@ -127,17 +114,7 @@ class Experiment:
         return self.values("params.yaml")
 
     @property
-    def pictures(self) -> Picture:
-        """What the networks see."""
-        return self.picture("metrics/pictures.png")
-
-    @property
-    def confusion(self) -> Picture:
-        """What is taken for what."""
-        return self.picture("metrics/confusion.png")
-
-    @property
-    def sheets(self) -> list[Picture]:
+    def sheets(self) -> list[tuple[str, str | None]]:
         """The pictures of training, evenly chosen where there are many."""
         from dvc_data.index import DataIndexDirError
 
@@ -278,10 +255,10 @@ def _differences(params: Mapping[str, Mapping[str, str]]) -> Table:
 def _svg(figure: Figure) -> str:
     content = io.BytesIO()
     figure.savefig(content, format="svg", metadata={"Date": None})
-    return _source("svg+xml", content.getvalue())
+    return _address("svg+xml", content.getvalue())
 
 
-def _source(kind: str, content: bytes) -> str:
+def _address(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 

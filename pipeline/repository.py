@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssda.params import Params
 from ssda.sections import read_yaml
 
 if TYPE_CHECKING:
@@ -106,16 +105,6 @@ def code_of(folder: Path) -> list[str]:
     """The Python files that the stages in a folder's dvc.yaml depend on."""
     deps = {dep for stage in stages(folder).values() for dep in stage.deps}
     return sorted(dep for dep in deps if dep.endswith(".py"))
-
-
-def stage_key(stage: str, params: Params) -> str:
-    """A hash of a stage's params, code and inputs, as dvc.yaml lists them."""
-    definition = stages(CODE)[stage]
-    sections = {name.split(".")[0] for name in definition.params}
-    paths = {dep: (CODE if dep.endswith(".py") else Path()) / dep for dep in definition.deps}
-    if params.model.weights is not None:
-        paths["weights"] = Path(params.model.weights)
-    return digest(params.model_dump_json(include=sections), paths)[:16]
 
 
 def recorded_outputs(folder: Path) -> dict[str, str]:

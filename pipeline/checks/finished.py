@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import command
-from pipeline.repository import CODE, digest, root, stage_key, stages, unchanged
+from pipeline.repository import CODE, digest, root, stages, unchanged
 from ssda.files import write_json
 from ssda.params import Params, load_params
 
@@ -48,6 +48,16 @@ def is_finished(stage: str, params: Params) -> bool:
         return True
     ours = Path("params.yaml")
     return ours.exists() and params == load_params(ours) and unchanged(stage)
+
+
+def stage_key(stage: str, params: Params) -> str:
+    """A hash of a stage's params, code and inputs, as dvc.yaml lists them."""
+    definition = stages(CODE)[stage]
+    sections = {name.split(".")[0] for name in definition.params}
+    paths = {dep: (CODE if dep.endswith(".py") else Path()) / dep for dep in definition.deps}
+    if params.model.weights is not None:
+        paths["weights"] = Path(params.model.weights)
+    return digest(params.model_dump_json(include=sections), paths)[:16]
 
 
 def _note(stage: str) -> Path:

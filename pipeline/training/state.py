@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from pipeline.repository import file_md5, recorded_outputs, root, stage_key
+from pipeline.checks.finished import stage_key
+from pipeline.repository import file_md5, recorded_outputs, root
 from ssda.files import write_json
 from ssda.params import Params
 

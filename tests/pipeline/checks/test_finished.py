@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import repository
 from pipeline.checks import finished
 from ssda.params import Params, load_params
 from tests.conftest import ROOT
@@ -24,8 +23,7 @@ STAGE: dict[str, Any] = {
 def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     """Params of a folder in which the stage adapt reads one file and leaves three things."""
     monkeypatch.chdir(tmp_path)
-    for module in (repository, finished):
-        monkeypatch.setattr(module, "CODE", tmp_path)
+    monkeypatch.setattr(finished, "CODE", tmp_path)
     with Path("dvc.yaml").open("w") as file:
         YAML().dump({"stages": {"adapt": STAGE}}, file)
     for name in ("DVC_ROOT", "DVC_STAGE", "RANK", "NNODES"):

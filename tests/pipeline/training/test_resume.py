@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 
 from demo.scenes import write_cityscapes, write_gta
 from pipeline import adapt, command, convert, inventory, pretrain
-from pipeline.repository import stage_key
+from pipeline.checks.finished import stage_key
 from pipeline.training.state import FINISHED, remove_old_states
 from ssda import files
 from ssda.params import load_params
@@ -364,7 +364,7 @@ def test_the_key_follows_params_code_and_data(unbroken: dict[str, bytes]) -> Non
     keys.append(stage_key("adapt", params))
     label.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.repository.CODE", Path("code"))
+        patch.setattr("pipeline.checks.finished.CODE", Path("code"))
         shutil.copytree(ROOT / "ssda", "code/ssda", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "dvc.yaml", "code/dvc.yaml")
         keys.append(stage_key("adapt", params))
