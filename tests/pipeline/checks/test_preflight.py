@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.preflight import PASSED, preflight
+from pipeline.checks.preflight import PASSED, preflight
 from tests.conftest import make_params
 
 RAW = {"sources.game.root": "game", "target.root": "city"}
@@ -93,7 +93,7 @@ def test_crops_that_encoders_take_pass(encoder: str) -> None:
 
 def test_what_has_passed_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[object] = []
-    monkeypatch.setattr("pipeline.preflight.check_network", lambda *_: looked.append(_))
+    monkeypatch.setattr("pipeline.checks.preflight.check_network", lambda *_: looked.append(_))
     for _ in range(2):
         preflight(make_params(RAW))
     preflight(make_params(RAW | {"runtime.workers": 0}))
