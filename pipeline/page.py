@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import command
 from pipeline.repository import git
-from pipeline.tracking import dotted
 from ssda.files import write_text
-from ssda.sections import parse_json, parse_yaml
+from ssda.sections import dotted, parse_json, parse_yaml
 
 if TYPE_CHECKING:
     from dvc.api import DVCFileSystem  # pyright: ignore[reportPrivateUsage]

@@ -57,7 +57,7 @@ from pipeline.repository import (
 )
 from ssda.files import write_text
 from ssda.params import Params, load_params
-from ssda.sections import parse_yaml, validate
+from ssda.sections import dotted, parse_yaml, validate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -513,15 +513,6 @@ def flat(params: Params) -> dict[str, str]:
 
     values = dotted(params.model_dump(mode="json", exclude={"runtime"}))
     return {name: text(value) for name, value in values}
-
-
-def dotted(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("adapt.trucrf.radius", 5), ...: the values in a section and in those below it."""
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from dotted(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def nested(texts: Mapping[str, str]) -> dict[str, Any]:
