@@ -42,8 +42,8 @@ gpu:                             ## what a GPU makes of it (9 minutes); SMALL=1 
 	$(PYTHON) -m benchmarks.gpu $(PARTS)
 
 ablation: setup                  ## which mechanisms pay (a day; resumes: stop and start it at will)
-	python -m benchmarks.ablation --jobs 2
-	python -m benchmarks.summary
+	python -m research.ablation --jobs 2
+	python -m research.summary
 
 lock: setup                      ## pin what is installed now
 	.venv/bin/python -m pip freeze --exclude-editable > requirements.lock

@@ -62,6 +62,17 @@ def check_network(params: Params) -> None:
 
     with torch.device("meta"):
         network = Segmenter(params.model, load_space(params.labels).num_classes)
+    for size in filter(None, (params.images.crop, params.model.detail)):
+        count = min(params.pretrain.batch_size, params.adapt.batch_size)
+        network.encoder.check_crop(size)
+        try:
+            network.encoder.to("meta")(torch.empty(count, 3, size[1], size[0], device="meta"))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"images.crop = {list(params.images.crop)}: encoder {params.model.encoder!r} "
+                f"cannot be trained on {count} images of {size[0]} x {size[1]}: {reason}"
+            ) from error
     for settings in (params.pretrain.optimiser, params.adapt.optimiser):
         create_optimiser(network, settings)
     if params.adapt.losses.feature_distance > 0:

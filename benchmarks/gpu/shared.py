@@ -74,7 +74,7 @@ def preset(name: str, crop: int | None = None) -> Params:
         adapt = params.adapt.model_copy(update={"margins": NO_MARGINS})
         sampling = params.sampling.model_copy(update={"min_pixels": 1})
         little = {"model": model, "adapt": adapt, "sampling": sampling}
-        params, crop = params.model_copy(update=little), 64
+        params, crop = params.model_copy(update=little), 32
     runtime = params.runtime.model_copy(update={"device": DEVICE.type})
     params = params.model_copy(update={"runtime": runtime})
     return certain(params) if crop is None else reduced(params, crop)

@@ -9,6 +9,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +140,11 @@ class Encoder(nn.Module):
                 "encoder"
             )
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[object]:
         """Passes inside are computed in the encoder's precision."""
-        enabled = self.precision != torch.float32
-        return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=enabled)
+        if self.precision == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.mean.device.type, self.precision)
 
     def stage(self, stride: int) -> int:
         """Position of the last map of a stride; ValueError where there is none."""

@@ -43,6 +43,18 @@ def write_image(path: str, size: tuple[int, int]) -> None:
         ({"adapt.optimiser.layer_decay": 0.9}, "optimiser.layer_decay = 0.9: must be 1"),
         ({"pretrain.optimiser.layer_decay": 0.9}, "optimiser.layer_decay = 0.9: must be 1"),
         (
+            {"images.crop": [32, 32], "adapt.batch_size": 1},
+            r"images.crop = \[32, 32\]: encoder 'tf_.*' cannot be trained on 1 images of 32 x 32",
+        ),
+        (
+            {"model.encoder": "maxvit_tiny_tf_224"},
+            r"images.crop = \[256, 128\]: encoder 'maxvit_tiny_tf_224' cannot .* window",
+        ),
+        (
+            {"model.encoder": "vit_tiny_patch16_224", "images.crop": [64, 40]},
+            r"images.crop = \[64, 40\]: sides must be multiples of 16",
+        ),
+        (
             {"images.crop": [320, 128]},
             r"images.crop = \[320, 128\]: larger than game/images/0.png, which is 256 x 128",
         ),
@@ -61,6 +73,14 @@ def test_the_target_s_crop_is_looked_at_and_a_standing_image_may_be_a_lying_one(
     write_image(IMAGES[1], (128, 100))
     with pytest.raises(ValueError, match=r"0_leftImg8bit.png, which is 128 x 100"):
         preflight(make_params(RAW | {"adapt.batch_size": 3}))
+
+
+@pytest.mark.parametrize("encoder", ["mit_b0", "vit_tiny_patch16_224", "resnet18"])
+def test_crops_that_encoders_take_pass(encoder: str) -> None:
+    changes = {"model.encoder": encoder, "adapt.losses.feature_distance": 0.0}
+    if encoder != "resnet18":  # whose batch normalisation would see one value a channel
+        changes |= {"images.crop": [32, 32], "adapt.batch_size": 1, "sampling.min_pixels": 10}
+    preflight(make_params(RAW | changes))
 
 
 def test_what_has_passed_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ from ssda.engine.pretraining import imagenet_network
 from ssda.labels import CITYSCAPES
 from ssda.networks.encoders import MIT, Encoder
 from ssda.params import Params, load_params
-from ssda.sections import read_yaml, validate
-from tests.conftest import ROOT, set_values
+from ssda.sections import read_yaml, set_values, validate
+from tests.conftest import ROOT
 
 SIZE = (72, 136)
 DRAWN = {"demo", "camvid"}

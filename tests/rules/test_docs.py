@@ -18,7 +18,7 @@ from pipeline.parameters import ANY, parameters
 from ssda.sections import read_yaml
 from tests.conftest import ROOT
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("research/**/*.md")])
 LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 PROGRAMS = {"python", "make", "dvc"}
@@ -173,7 +173,7 @@ def test_commands_parse(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             named = [word for word in words[1:] if "=" not in word]
             assert named and set(named) <= targets, line
         elif words[0].endswith("python") and words[1:2] == ["-m"]:
-            if words[2].split(".")[0] in ("pipeline", "benchmarks", "demo"):
+            if words[2].split(".")[0] in ("pipeline", "benchmarks", "research", "demo"):
                 module = ROOT / words[2].replace(".", "/")
                 assert module.with_suffix(".py").exists() or (module / "__main__.py").exists(), line
                 if words[3:]:
@@ -246,7 +246,7 @@ def test_the_file_tree_of_the_readme_is_the_repository() -> None:
     tree = next(block for _, block in FENCE.findall(read(ROOT / "README.md")) if "ssda/" in block)
     named = set(re.findall(r"[\w/]+\.(?:py|yaml)", tree))
     tracked = subprocess.run(
-        ["git", "ls-files", "--", "pipeline", "ssda", "benchmarks", "demo"],
+        ["git", "ls-files", "--", "pipeline", "ssda", "benchmarks", "research", "demo"],
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout.split()  # fmt: skip
     names = {Path(name).name for name in tracked}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from benchmarks.controls import Balance
+from research.controls import Balance
 
 Changes = Mapping[str, Any]
 """Dotted keys of params.yaml and their values."""

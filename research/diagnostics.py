@@ -1,10 +1,10 @@
 """Why a mechanism pays or not: measured on trained networks with the target's labels.
 
 Labels are read here to understand, never to train or to choose. Networks are those that
-`benchmarks.ablation` leaves below .ssda/benchmarks/networks; the first one's seeds divide the
+`research.ablation` leaves below .ssda/research/networks; the first one's seeds divide the
 pixels of all.
 
-    python -m benchmarks.diagnostics reestimated full without_trucrf --setting short
+    python -m research.diagnostics reestimated full without_trucrf --setting short
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.ablation import job, network_path
-from benchmarks.measure import rounded
-from benchmarks.targets import TARGETS, Splits, splits_of
-from benchmarks.variants import SETTINGS, VARIANTS
+from research.ablation import job, network_path
+from research.tables import rounded, table
+from research.targets import TARGETS, Splits, splits_of
+from research.variants import SETTINGS, VARIANTS
 from ssda.datasets.batches import EvaluationBatch, SourceBatch, TargetBatch
 from ssda.datasets.index import Index, class_frequencies
 from ssda.datasets.loading import (
@@ -53,7 +53,7 @@ from ssda.networks.segmenter import Segmenter
 from ssda.params import Adapt, Params
 from ssda.randomness import generators
 
-RESULT = Path("benchmarks/results/diagnostics.json")
+RESULT = Path("research/results/diagnostics.json")
 EDGE = 2
 """A cell is near an edge when another class lies within so many cells."""
 
@@ -552,18 +552,6 @@ def _share(right: Tensor) -> float:
 def _by_class(right: Tensor, labels: Tensor, where: Tensor) -> float:
     shares = [_share(right[where & (labels == train_id)]) for train_id in labels[where].unique()]
     return sum(shares) / len(shares)
-
-
-def table(title: str, rows: list[dict[str, object]]) -> str:
-    """Markdown."""
-    names = list(rows[0])
-    lines = [f"\n{title}\n", f"| {' | '.join(names)} |", f"| {' | '.join('---' for _ in names)} |"]
-    for row in rows:
-        cells = [
-            f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Labels are read here to understand, never to train or to choose. Adapts anew, an
 looks at a copy of the teacher: are the seeds that the method would choose right more often than
 other pixels, class by class, and which classes does adaptation win or lose?
 
-    python -m benchmarks.course paper_ratios full most_certain --state 1
+    python -m research.course paper_ratios full most_certain --state 1
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import matplotlib as mpl
 import torch
 from torch import Tensor
 
-from benchmarks.ablation import job, pretrained, variant_steps
-from benchmarks.diagnostics import (
+from research.ablation import job, pretrained, variant_steps
+from research.diagnostics import (
     ClassOfSeeds,
     Ranking,
     classes,
@@ -26,9 +26,9 @@ from benchmarks.diagnostics import (
     ranking,
     seed_ratios,
 )
-from benchmarks.measure import rounded
-from benchmarks.targets import TARGETS, Splits, splits_of
-from benchmarks.variants import SETTINGS, VARIANTS
+from research.tables import rounded
+from research.targets import TARGETS, Splits, splits_of
+from research.variants import SETTINGS, VARIANTS
 from ssda.datasets.index import class_frequencies
 from ssda.engine.adapting import start_networks
 from ssda.engine.metrics import confusion_matrix, intersection_over_union
@@ -38,7 +38,7 @@ from ssda.method.teacher import create_teacher
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
 
-RESULT = Path("benchmarks/results/course.json")
+RESULT = Path("research/results/course.json")
 PLOT = Path("docs/ablation/course.png")
 SHOWN = ("road", "sidewalk")
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks.diagnostics import auroc, near_edges
+from research.diagnostics import auroc, near_edges
 
 
 def test_auroc_is_the_chance_that_a_positive_ranks_higher() -> None:

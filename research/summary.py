@@ -1,6 +1,6 @@
 """Tables and plots of the ablation's runs.
 
-python -m benchmarks.summary
+python -m research.summary
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from benchmarks.ablation import RUNS, Result, read_results
-from benchmarks.measure import rounded
-from benchmarks.targets import parameters
-from benchmarks.variants import VARIANTS
+from research.ablation import RUNS, Result, read_results
+from research.tables import rounded
+from research.targets import parameters
+from research.variants import VARIANTS
 from ssda.files import write_atomically, write_json, write_text
 from ssda.labels import load_space
 
-SUMMARY = Path("benchmarks/results/ablation.json")
-TABLES = Path("benchmarks/results/ablation.md")
+SUMMARY = Path("research/results/ablation.json")
+TABLES = Path("research/results/ablation.md")
 PLOTS = Path("docs/ablation")
 BY_CLASS = ("mixing", "paper_ratios", "full", "oracle")
 """Variants that are compared class by class."""
@@ -350,7 +350,7 @@ def main() -> None:
     mpl.use("agg")
     results = read_results(arguments.runs)
     if not results:
-        raise SystemExit(f"{arguments.runs}: no runs; python -m benchmarks.ablation makes them")
+        raise SystemExit(f"{arguments.runs}: no runs; python -m research.ablation makes them")
     texts: list[str] = []
     content: dict[str, Any] = {}
     for setting, target in sorted({(run.setting, run.target) for run in results}):

@@ -17,9 +17,9 @@ from ssda.datasets.index import Index, read_index
 from ssda.files import write_json
 from ssda.labels import LabelSpace
 from ssda.params import Params
-from ssda.sections import read_yaml, validate
+from ssda.sections import read_yaml, set_values, validate
 
-FOLDER = Path(".ssda/benchmarks")
+FOLDER = Path(".ssda/research")
 SCENES = Path("demo/params.yaml")
 
 
@@ -118,17 +118,6 @@ def parameters(changes: dict[str, Any], target: str, random_state: int) -> Param
     if target in CITIES:
         fixed["target.root"] = str(_folder(target) / "raw")
     return validate(Params, set_values(values, fixed | changes), "params.yaml")
-
-
-def set_values(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Nested values, changed in place at dotted keys."""
-    for key, value in changes.items():
-        *path, last = key.split(".")
-        section = values
-        for part in path:
-            section = section[part]
-        section[last] = value
-    return values
 
 
 def _game() -> Path:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.label_free import label_free_indicators
+from research.label_free import label_free_indicators
 from ssda.engine.evaluation import label_free_score
 from ssda.networks.segmenter import Segmenter
 from tests.conftest import make_model, make_params, unlabelled_index

@@ -11,11 +11,11 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from benchmarks import ablation
-from benchmarks.ablation import Result, Score, add_result, job, read_results, write_results
-from benchmarks.controls import balanced, most_certain, same_share
-from benchmarks.summary import class_table, correlations, estimate, gap_closure, rows
-from benchmarks.variants import SETTINGS, VARIANTS
+from research import ablation
+from research.ablation import Result, Score, add_result, job, read_results, write_results
+from research.controls import balanced, most_certain, same_share
+from research.summary import class_table, correlations, estimate, gap_closure, rows
+from research.variants import SETTINGS, VARIANTS
 from ssda.labels import CITYSCAPES
 from ssda.method import guidance
 from ssda.method.subdomains import keep_ratios, select_seeds
@@ -62,7 +62,7 @@ def test_a_run_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
 def test_processes_that_add_runs_at_once_lose_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.ablation.FOLDER", tmp_path / "locks")
+    monkeypatch.setattr("research.ablation.FOLDER", tmp_path / "locks")
     path = tmp_path / "runs.jsonl"
     runs = [replace(RUN, random_state=state) for state in range(16)]
     with multiprocessing.get_context("fork").Pool(4) as pool:
@@ -181,7 +181,7 @@ def test_runs_load_by_processes_and_the_command_asks_nothing_of_cuda(
     monkeypatch.setitem(VARIANTS, "source_only", replace(VARIANTS["source_only"], changes=little))
     scenes = {"scenes": {"game": 3, "city": {"train": 3, "val": 2, "test": 2}}}
     write_yaml(tmp_path / "scenes.yaml", scenes)
-    monkeypatch.setattr("benchmarks.targets.SCENES", tmp_path / "scenes.yaml")
+    monkeypatch.setattr("research.targets.SCENES", tmp_path / "scenes.yaml")
     own = os.getpid()
 
     def available() -> bool:

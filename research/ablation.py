@@ -4,8 +4,8 @@ Every finished run is a line of a JSON-lines file, which is replaced as a whole;
 runs only what is missing. A line belongs to a hash of the parameters and the data: a run of other
 ones replaces it. Tune by the validation splits; the test splits are for the report.
 
-    python -m benchmarks.ablation --setting short --targets city camvid --states 0 1 2 --jobs 2
-    python -m benchmarks.summary
+    python -m research.ablation --setting short --targets city camvid --states 0 1 2 --jobs 2
+    python -m research.summary
 
 On a GPU the runs share the card, each in a process of its own: --jobs 8 --workers 1.
 """
@@ -33,11 +33,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.controls import balanced
-from benchmarks.label_free import label_free_indicators
-from benchmarks.targets import FOLDER, TARGETS, Splits, parameters, splits_of
-from benchmarks.variants import SETTINGS, VARIANTS, Variant
 from pipeline.repository import locked
+from research.controls import balanced
+from research.label_free import label_free_indicators
+from research.targets import FOLDER, TARGETS, Splits, parameters, splits_of
+from research.variants import SETTINGS, VARIANTS, Variant
 from ssda.datasets.index import Index, class_frequencies
 from ssda.engine.adapting import adapt_steps, start_networks
 from ssda.engine.checkpoints import load_network, save_network
@@ -53,7 +53,7 @@ from ssda.method.adaptation import Networks
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
 
-RUNS = Path("benchmarks/results/ablation.jsonl")
+RUNS = Path("research/results/ablation.jsonl")
 
 
 @dataclass(frozen=True)
