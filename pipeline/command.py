@@ -8,7 +8,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from ssda.params import Params, load_params
+from ssda.params import Params, Windows, load_params
+from ssda.sections import validate
 
 # Threads that have nothing to do spin for a moment, then sleep: where something else uses a core,
 # be it only the processes that load images, a step of threads that spin for long takes many times
@@ -86,6 +87,26 @@ def stage_parser(description: str | None) -> argparse.ArgumentParser:
     text = "by hand: run the stage although its result is up to date"
     options.add_argument("--force", action="store_true", help=text)
     return options
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """What reads an option that is a whole number, no smaller than this."""
+
+    def number(text: str) -> int:
+        if int(text) < smallest:
+            raise ValueError
+        return int(text)
+
+    number.__name__ = f"whole number >= {smallest}"
+    return number
+
+
+def square_windows(given: list[int] | None) -> Windows | None:
+    """The windows of --windows EXTENT STEP; ValueError where the step is larger."""
+    if given is None:
+        return None
+    extent, step = given
+    return validate(Windows, {"extent": [extent, extent], "step": [step, step]}, "--windows")
 
 
 def lack_of_memory(error: Exception) -> str | None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from pipeline import command
 from ssda.files import check_names, walk
 from ssda.params import Windows
-from ssda.sections import validate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -265,16 +264,6 @@ def write_pictures(out: Path, seen: Seen, space: LabelSpace) -> None:
         write_atomically(out / f"{seen.name}_{kind}.png", write)
 
 
-def _at_least(smallest: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if int(text) < smallest:
-            raise ValueError
-        return int(text)
-
-    number.__name__ = f"whole number >= {smallest}"
-    return number
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -284,13 +273,13 @@ def main() -> None:
     parser.add_argument(
         "--windows",
         nargs=2,
-        type=_at_least(1),
+        type=command.at_least(1),
         metavar=("EXTENT", "STEP"),
         help="slide square windows over the (scaled) image, in pixels (default: see it whole)",
     )
     parser.add_argument(
         "--batch",
-        type=_at_least(1),
+        type=command.at_least(1),
         default=1,
         help="images of one size, or windows, a forward pass (default: 1)",
     )
@@ -302,7 +291,7 @@ def main() -> None:
     )
     parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
     parser.add_argument(
-        "--passes", type=_at_least(1), default=4, help="of the uncertainty (default: 4)"
+        "--passes", type=command.at_least(1), default=4, help="of the uncertainty (default: 4)"
     )
     parser.add_argument(
         "--frames", action="store_true", help="the frames of videos as pictures, too"
@@ -312,11 +301,7 @@ def main() -> None:
     given = parser.parse_args()
 
     def work() -> None:
-        windows = None
-        if given.windows:
-            extent, step = given.windows
-            sizes = {"extent": [extent, extent], "step": [step, step]}
-            windows = validate(Windows, sizes, "--windows")
+        windows = command.square_windows(given.windows)
         if not 0.0 < given.scale < 100.0:
             raise ValueError(f"--scale {given.scale}: must be above 0 and below 100")
         settings = Settings(
