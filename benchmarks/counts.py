@@ -20,6 +20,7 @@ import torch
 from benchmarks.fake_cuda import CUDA, FakeCuda, Seen, fake_cuda, move
 from benchmarks.made_up import convert_game, write_game
 from benchmarks.presets import PRESETS
+from pipeline.overlays import load_preset
 from ssda.datasets.index import Index
 from ssda.engine.adapting import adapt_steps
 from ssda.engine.device import pick_precision
@@ -31,7 +32,7 @@ from ssda.method.subdomains import PredictedShares
 from ssda.method.teacher import frozen
 from ssda.networks.encoders import Encoder
 from ssda.networks.segmenter import Segmenter
-from ssda.params import Margins, Params, load_params
+from ssda.params import Margins, Params
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def main() -> None:
     print("| preset | operators | casts | waits | TFLOP | of it bf16 | largest tensor |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in arguments.names:
-        params = load_params(Path("presets") / f"{name}.yaml")
+        params = load_preset(name)
         with TemporaryDirectory() as folder:
             images = made_up_images(Path(folder), 4, params.images.crop)
             with fake_cuda() as gpu:

@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import describe_machine, peak_mib
 from benchmarks.step import made_up_task, random_batches
+from pipeline.overlays import load_preset
 from ssda.engine.device import pick_device, place
 from ssda.engine.training import create_optimiser
 from ssda.files import write_json
@@ -35,7 +36,7 @@ from ssda.method.losses import labelling_loss
 from ssda.method.subdomains import PredictedShares
 from ssda.method.teacher import create_teacher, moving_average
 from ssda.networks.segmenter import Segmenter, stochastic_pass
-from ssda.params import Params, load_params
+from ssda.params import Params
 from ssda.randomness import generators
 
 PRESETS = (
@@ -206,7 +207,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("derive", "measure"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
-        params = load_params(Path("presets") / f"{arguments.names[0]}.yaml")
+        params = load_preset(arguments.names[0])
         derives = arguments.only == "derive"
         work = (
             derive(params) if derives else measure(reduced(params, arguments.crop), arguments.steps)

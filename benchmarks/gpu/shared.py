@@ -6,19 +6,19 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 
 from benchmarks.presets import certain, reduced
 from benchmarks.step import Setting, create_setting, made_up_task
+from pipeline.overlays import load_preset
 from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.engine.device import set_up
 from ssda.engine.training import Progress, StepRecord, create_optimiser, train
 from ssda.labels import CITYSCAPES
 from ssda.method.adaptation import follow_student, joint_step
 from ssda.method.learning import Report
-from ssda.params import Margins, Params, load_params
+from ssda.params import Margins, Params
 
 SMALL = os.environ.get("SMALL") == "1"
 ON_CARD = torch.cuda.is_available() and not SMALL
@@ -66,7 +66,7 @@ def milliseconds(work: Callable[[], object], rounds: int = 20) -> float:
 
 def preset(name: str, crop: int | None = None) -> Params:
     """A preset for random weights: every pseudo label counts; in a rehearsal it is little."""
-    params = load_params(Path("presets") / f"{name}.yaml")
+    params = load_preset(name)
     if SMALL:
         encoder = LITTLE.get(name, params.model.encoder)
         model = params.model.model_copy(update={"encoder": encoder, "channels": 16})

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssda.networks.encoders import DILATED_STRIDE, STRIDES, Encoder
+from ssda.networks.encoders import COARSEST, DILATED_STRIDE, STRIDES, Encoder
 from ssda.networks.heads import (
     AtrousPyramid,
     Classifier,
@@ -32,8 +32,6 @@ DEEPLAB_RATES = (6, 12)
 WINDOWS = 9
 """Of each image in a pass without gradients: all that slide over a training crop. However large an
 image is, a pass holds no more."""
-COARSEST = 32
-"""Images are continued to multiples of this (of its double with two resolutions): all grids fit."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,9 @@ class Segmenter(nn.Module):
 
     def pad(self, images: Tensor) -> Tensor:
         """Images continued at the right and the bottom until all grids fit them."""
-        return pad_to(images, COARSEST if self.detail is None else 2 * COARSEST)
+        if self.detail is None:
+            return pad_to(images, self.encoder.grid, COARSEST)
+        return pad_to(images, 2 * max(self.encoder.grid, self.stride), 2 * COARSEST)
 
     def context(self, images: Tensor) -> Tensor:
         """What a whole image is seen at: half its size with two resolutions."""

@@ -14,7 +14,7 @@ from torch import distributed
 from torch.distributed.launcher.api import LaunchConfig
 
 from pipeline.command import guard
-from pipeline.launch import launch
+from pipeline.training.launch import launch
 from ssda import processes
 from ssda.datasets import loading
 from ssda.datasets.index import read_index
