@@ -9,7 +9,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from ssda.params import Params, load_params
+from ssda.params import Params, Windows, load_params
+from ssda.sections import validate
 
 # Threads that have nothing to do spin for a moment, then sleep: where something else uses a core,
 # be it only the processes that load images, a step of threads that spin for long takes many times
@@ -106,6 +107,14 @@ def start(options: ArgumentParser, work: Callable[[Namespace], object]) -> None:
     """Read the command line and do the work, as `guard` does."""
     arguments = options.parse_args()
     guard(lambda: work(arguments), debug=arguments.debug)
+
+
+def square_windows(given: list[int] | None) -> Windows | None:
+    """The windows of --windows EXTENT STEP; ValueError where the step is larger."""
+    if given is None:
+        return None
+    extent, step = given
+    return validate(Windows, {"extent": [extent, extent], "step": [step, step]}, "--windows")
 
 
 def lack_of_memory(error: Exception) -> str | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from ssda.sections import dotted
 
 UNTRACKED = "runtime"
 """The section that changes no result."""
@@ -13,7 +15,7 @@ UNTRACKED = "runtime"
 
 def flat(section: Mapping[str, Any]) -> dict[str, str]:
     """{"adapt.trucrf.radius": "5", ...}, without `runtime`; `nested` takes it back."""
-    values = dict(_dotted({name: v for name, v in section.items() if name != UNTRACKED}))
+    values = dict(dotted({name: v for name, v in section.items() if name != UNTRACKED}))
     return {name: _text(value) for name, value in values.items()}
 
 
@@ -33,14 +35,6 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     """What differs of two flat tables, as options of `dvc exp run`."""
     changed = {name: value for name, value in after.items() if before.get(name) != value}
     return [f"-S {shlex.quote(f'{name}={value}')}" for name, value in changed.items()]
-
-
-def _dotted(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _text(value: Any) -> str:

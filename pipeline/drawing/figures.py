@@ -96,9 +96,7 @@ def draw_step(path: Path, record: StepRecord, space: LabelSpace) -> None:
     """A picture of what a step worked with; its report holds images, as `look` gives them."""
     columns: list[list[np.ndarray]] = []
     titles: list[str] = []
-    for name, values in record.report.items():
-        if values.dim() < 2:
-            continue
+    for name, values in record.report.images.items():
         if values.dim() == 4:
             values = (values.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
         elif values.is_floating_point():

@@ -128,12 +128,12 @@ class Training:
             scalars = record.scalars() | {"learning_rate": record.learning_rate}
             if self.left_out:
                 scalars["left_out"] = self.left_out
-            bar.set_postfix({k[5:]: f"{v:.3g}" for k, v in scalars.items() if k[:5] == "loss_"})
+            bar.set_postfix({k: f"{scalars[f'loss_{k}']:.3g}" for k in record.report.losses})
             self.run.metrics(scalars, step)
             self._log_speed(self.speed.news(), step)
             self.tables["losses"].append({"step": step} | rounded(scalars, 6))
             self._tell_classes(record, step)
-        if any(values.dim() > 1 for values in record.report.values()):
+        if record.report.images:
             picture = self._pictures / f"{step:06d}.png"
             try:
                 draw_step(picture, record, self.space)
@@ -151,7 +151,7 @@ class Training:
             command.say(f"{self.stage}: {seconds:.2g} s a step, about {left} left")
 
     def _tell_classes(self, record: StepRecord, step: int) -> None:
-        vectors = {k: v.tolist() for k, v in record.report.items() if v.dim() == 1}
+        vectors = {k: v.tolist() for k, v in record.report.by_class.items()}
         for key, vector in vectors.items():
             values = zip(self.space.names, vector, strict=True)
             self.run.metrics({f"{key}.{name}": value for name, value in values}, step)

@@ -85,20 +85,6 @@ def test_only_the_pipeline_knows_dvc_and_only_its_room_for_tracking_knows_mlflow
             assert "mlflow" not in heads or path.parent.name == "tracking", path
 
 
-def test_the_library_imports_without_dvc_and_mlflow() -> None:
-    modules = [
-        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
-        for path in (ROOT / "ssda").rglob("*.py")
-        if path.name not in ("__init__.py", "trucrf_cuda.py")  # Triton comes with CUDA
-    ]
-    code = (
-        "import sys, importlib\n"
-        "sys.modules['dvc'] = sys.modules['mlflow'] = None\n"
-        f"for name in {modules!r}: importlib.import_module(name)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-
-
 def test_command_lines_import_nothing_heavy_before_they_work() -> None:
     modules = [f"pipeline.{path.stem}" for path in (ROOT / "pipeline").glob("[a-z]*.py")]
     code = (

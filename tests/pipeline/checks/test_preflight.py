@@ -24,9 +24,11 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_image(path, (256, 128))
 
 
-def write_image(path: str, size: tuple[int, int]) -> None:
+def write_image(path: str, size: tuple[int, int], orientation: int = 1) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.zeros((size[1], size[0], 3), np.uint8)).save(path)
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.fromarray(np.zeros((size[1], size[0], 3), np.uint8)).save(path, exif=exif)
 
 
 @pytest.mark.parametrize(
@@ -67,9 +69,15 @@ def test_what_training_would_refuse_is_refused(overrides: dict[str, Any], messag
     assert not PASSED.exists()
 
 
-def test_the_target_s_crop_is_looked_at_and_a_standing_image_may_be_a_lying_one() -> None:
-    write_image(IMAGES[0], (128, 256))
+def test_images_are_looked_at_as_they_are_shown() -> None:
+    write_image(IMAGES[0], (128, 256), orientation=6)
     preflight(make_params(RAW))
+    write_image(IMAGES[0], (128, 256))
+    with pytest.raises(ValueError, match=r"images/0.png, which is 128 x 256"):
+        preflight(make_params(RAW | {"adapt.batch_size": 3}))
+
+
+def test_the_target_s_crop_is_looked_at() -> None:
     write_image(IMAGES[1], (128, 100))
     with pytest.raises(ValueError, match=r"0_leftImg8bit.png, which is 128 x 100"):
         preflight(make_params(RAW | {"adapt.batch_size": 3}))
