@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import command
-from pipeline.inventory import TARGET_MARKER
+from pipeline.paths import TARGET_MARKER
 from pipeline.values import UNTRACKED
 from ssda.files import write_text
 from ssda.params import Params, load_params

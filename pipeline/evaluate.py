@@ -133,7 +133,7 @@ def confusion_rows(
 
 def draw(networks: dict[str, Segmenter], report: Index, params: Params, space: LabelSpace) -> None:
     """The picture: input, truth, predictions and the adapted network's uncertainty."""
-    from pipeline.drawing.figures import sheet
+    from pipeline.drawing.figures import grid, save
     from ssda.datasets.loading import EvaluationSamples
     from ssda.engine.evaluation import predict_labels, predict_uncertainty
 
@@ -155,7 +155,8 @@ def draw(networks: dict[str, Segmenter], report: Index, params: Params, space: L
         network = networks["adapted"]
         _, found = predict_uncertainty(network, alone, size, passes, random_state, **view)
         rows.append([image.permute(1, 2, 0).numpy(), label.numpy(), *labels, found[0].numpy()])
-    sheet(PICTURE, ["target image", "truth", *shown.values(), "uncertainty"], rows, space)
+    titles = ["target image", "truth", *shown.values(), "uncertainty"]
+    save(grid(titles, rows, space), PICTURE)
 
 
 def _flat(values: dict[str, Any]) -> dict[str, float | None]:

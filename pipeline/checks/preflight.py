@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.repository import digest, root
+from pipeline.paths import CONVERTED, INVENTORY, METRICS, PRETRAINED, TARGET_MARKER
+from pipeline.repository import digest, root, stages
 from pipeline.splits import raw_splits
 from ssda.datasets.layouts import find_images
 from ssda.files import write_text
@@ -27,6 +28,28 @@ def preflight(params: Params) -> None:
     check_crops(params)
     check_network(params)
     write_text(passed, now)
+
+
+def check_places(params: Params) -> None:
+    """Raise ValueError for what DVC would refuse later, or has not brought here."""
+    here = Path.cwd()
+    for folder in (INVENTORY, CONVERTED, PRETRAINED.parent, METRICS):
+        if not folder.resolve().is_relative_to(here.resolve()):
+            raise ValueError(
+                f"{folder}: a link to {folder.resolve()}, where DVC keeps no results: make it a "
+                "folder, and put DVC's cache on the other disk (dvc cache dir)"
+            )
+    for raw in (*params.sources.values(), params.target):
+        if root() != here.resolve() and not Path(raw.root).exists():
+            raise ValueError(
+                f"{raw.root}: not in the folder of this experiment, where only is what git has and "
+                "what DVC has and a marker names: give the full path, or dvc add it"
+            )
+    marker, stage = params.target.marker, stages(Path()).get("inventory")
+    if marker is not None and stage is not None and TARGET_MARKER not in stage.deps:
+        raise ValueError(
+            f"target.marker = {marker!r}: not in dvc.yaml yet; run python -m pipeline.dependencies"
+        )
 
 
 def check_crops(params: Params) -> None:

@@ -154,6 +154,8 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, module: str, arguments: list[str
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
     monkeypatch.setattr(sys, "argv", [module, *arguments])
+    if (ROOT / module.replace(".", "/")).is_dir():
+        module += ".__main__"
     path = ROOT / f"{module.replace('.', '/')}.py"
     started = next(
         node
