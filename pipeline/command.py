@@ -8,7 +8,13 @@ import os
 import sys
 from collections.abc import Callable
 
-from ssda.params import Params, load_params
+INACTIVE = "make setup, then source .venv/bin/activate"
+"""What helps where a package is missing: most often another Python runs than that of set-up."""
+
+try:  # the first import of a package, in every command
+    from ssda.params import Params, load_params
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}: {INACTIVE}")
 
 # Threads that have nothing to do spin for a moment, then sleep: where something else uses a core,
 # be it only the processes that load images, a step of threads that spin for long takes many times
@@ -106,6 +112,10 @@ def guard(work: Callable[[], object], *, debug: bool) -> None:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename
         place = "; the disk or, with runtime.workers above 0, /dev/shm is full" if full else ""
         sys.exit(f"error: {error}{place}")
+    except ModuleNotFoundError as error:
+        if debug:
+            raise
+        sys.exit(f"error: {error}: {INACTIVE}")
     except Exception as error:
         if debug:
             raise
