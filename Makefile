@@ -44,8 +44,8 @@ lint: setup                      ## style and types
 	ruff format --check .
 	pyright
 
-use: setup                       ## make use PRESET=gta_small: take a preset as params.yaml
-	python -m pipeline.presets $(PRESET)
+use: setup                       ## make use PRESET=gta_small: take a preset as params.yaml; METHOD=, NETWORK=, DATA= change it
+	python -m pipeline.presets $(PRESET) $(addprefix data/,$(DATA)) $(addprefix network/,$(NETWORK)) $(addprefix method/,$(METHOD))
 	python -m pipeline.dependencies
 
 metrics-diff: setup              ## make metrics-diff BASE=main: what changed, and whether it may be merged
@@ -58,8 +58,8 @@ gpu:                             ## what a GPU makes of it (9 minutes); SMALL=1 
 	$(PYTHON) -m benchmarks.gpu $(PARTS)
 
 ablation: setup                  ## which mechanisms pay (a day; resumes: stop and start it at will)
-	python -m benchmarks.ablation --jobs 2
-	python -m benchmarks.summary
+	python -m research.ablation --jobs 2
+	python -m research.summary
 
 lock: setup                      ## pin what is installed now
 	.venv/bin/python -m pip freeze --exclude-editable > requirements.lock

@@ -162,12 +162,3 @@ def _row(answer: Mapping[str, Any]) -> str:
         f"| {answer['question']} | {answer['value']:.3g} {answer['unit']} | {bar} "
         f"| {verdict} | {each} |"
     )
-
-
-def rounded(value: Any, digits: int) -> Any:
-    """The same dicts and lists, fractions rounded."""
-    if isinstance(value, dict):
-        return {name: rounded(inner, digits) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [rounded(inner, digits) for inner in value]
-    return round(value, digits) if isinstance(value, float) else value

@@ -15,12 +15,12 @@ def ui(params: Params, port: int) -> None:
 
     Raises ValueError where the runs are on a server, which shows them itself.
     """
-    from pipeline.tracking import DATABASES, connect, tracking_uri
+    from pipeline.tracking.server import DATABASES, connect, tracking_uri
 
     uri = tracking_uri()
     if not re.match(f"{DATABASES}|file:", uri):
         raise ValueError("MLFLOW_TRACKING_URI: names a server; open its address in a browser")
-    _, experiment = connect(params)
+    experiment = connect(params).experiment
     place = f"http://127.0.0.1:{port}"
     command.say(f"{place}/#/experiments/{experiment}/runs?workflowType=machine_learning")
     options = ("--host", "127.0.0.1", "--port", str(port), "--workers", "1")
@@ -30,10 +30,9 @@ def ui(params: Params, port: int) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = command.parser((__doc__ or "").split("\n")[0])
-    parser.add_argument("--port", type=int, default=5000, help="default: 5000")
-    given = parser.parse_args()
-    command.guard(lambda: ui(load_params(given.params), given.port), debug=given.debug)
+    options = command.parser(__doc__)
+    options.add_argument("--port", type=int, default=5000, help="default: 5000")
+    command.start(options, lambda given: ui(load_params(given.params), given.port))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Typed parameters: what params.yaml may say. The file itself is the only place with defaults.
 
-What is said here of each key is also its comment in params.yaml and in presets/, and its line in
+What is said here of each key is also its comment in params.yaml, and its line in
 docs/parameters.md: `python -m pipeline.parameters` writes them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -303,6 +304,14 @@ class Windows(Section):
         return self
 
 
+def square_windows(sides: Sequence[int] | None, name: str) -> Windows | None:
+    """The square windows of an extent and a step; ValueError names what they came in."""
+    if sides is None:
+        return None
+    extent, step = sides
+    return validate(Windows, {"extent": [extent] * 2, "step": [step] * 2}, name)
+
+
 class Evaluate(Section):
     """Scores and pictures; a training stage's validation curve follows it, but is not redrawn."""
 
@@ -406,19 +415,13 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
-    def _crops_are_large_enough(self) -> Params:
+    def _blur_fits(self) -> Params:
         crop, sigmas = self.images.crop, self.adapt.augmentation.blur_sigma
         if math.ceil(3 * sigmas[1]) >= min(crop):
             raise ValueError(
                 f"adapt.augmentation.blur_sigma = {list(sigmas)}: must be at most "
                 f"{(min(crop) - 1) // 3} with images.crop = {list(crop)}"
             )
-        for stage in ("pretrain", "adapt"):
-            if getattr(self, stage).batch_size == 1 and max(crop) <= 32:
-                raise ValueError(
-                    f"images.crop = {list(crop)}: a side must be above 32 with "
-                    f"{stage}.batch_size = 1, as batch normalisation needs more than one value"
-                )
         return self
 
     @model_validator(mode="after")

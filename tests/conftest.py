@@ -9,20 +9,9 @@ from torch import Tensor
 from ssda.datasets.index import Index, Record
 from ssda.labels import CITYSCAPES
 from ssda.params import Model, Params
-from ssda.sections import read_yaml, validate
+from ssda.sections import read_yaml, set_values, validate
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def set_values(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Nested values with overrides of the form {"adapt.trucrf.radius": 3}."""
-    for key, value in overrides.items():
-        section = values
-        *path, last = key.split(".")
-        for part in path:
-            section = section[part]
-        section[last] = value
-    return values
 
 
 def make_params(overrides: dict[str, Any] | None = None) -> Params:

@@ -18,8 +18,7 @@ from ruamel.yaml import YAML
 
 from benchmarks.gpu.results import RUN, guarded, put
 from benchmarks.gpu.shared import SMALL
-from benchmarks.targets import set_values
-from ssda.sections import read_yaml
+from ssda.sections import read_yaml, set_values
 
 CODE = ("ssda", "pipeline", "demo", "dvc.yaml", "params.yaml")
 STAGES = ("demo.scenes", "inventory", "convert", "pretrain", "adapt", "evaluate")

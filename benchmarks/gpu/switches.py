@@ -13,9 +13,8 @@ import torch
 
 from benchmarks.gpu.results import guarded, put
 from benchmarks.gpu.shared import ON_CARD, SMALL, median_step, prepared, preset, seconds_left, steps
-from benchmarks.targets import set_values
 from ssda.params import Params
-from ssda.sections import validate
+from ssda.sections import set_values, validate
 
 SWITCHES: dict[str, Any] = {
     "compute.precision": "fp32",

@@ -11,11 +11,11 @@ import pytest
 
 from demo.scenes import write_cityscapes, write_gta
 from pipeline import inventory
+from pipeline.checks.preflight import preflight
 from pipeline.parameters import ANY, parameters
-from pipeline.preflight import preflight
 from ssda.params import Params
-from ssda.sections import read_yaml, validate
-from tests.conftest import ROOT, set_values
+from ssda.sections import read_yaml, set_values, validate
+from tests.conftest import ROOT
 from tests.pipeline.test_stages import STAGES, TINY
 
 VALUES: tuple[Any, ...] = (

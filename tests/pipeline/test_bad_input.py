@@ -24,8 +24,8 @@ from pipeline.pretrain import pretrain
 from ssda.datasets.index import read_sources
 from ssda.datasets.loading import SourceSamples, source_batches
 from ssda.params import Params, load_params
-from ssda.sections import read_yaml
-from tests.conftest import ROOT, set_values
+from ssda.sections import read_yaml, set_values
+from tests.conftest import ROOT
 
 SIZE = (16, 8)  # width, height
 IMAGES, LABELS = "raw/game/images", "raw/game/labels"
@@ -347,7 +347,7 @@ ROWS: dict[str, tuple[Spoil, Callable[[Any], object], str]] = {
     ),
     "unknown preset": (
         lambda: None,
-        lambda _: use("gta", PARAMS),
+        lambda _: use(["gta"], PARAMS),
         r"preset 'gta': allowed are ",
     ),
     # layouts and classes

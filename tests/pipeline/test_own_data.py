@@ -13,13 +13,13 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from pipeline import adapt, convert, evaluate, inventory, predict, pretrain
-from pipeline.check import check
+from pipeline.checks.conversion import check
 from ssda.datasets.index import read_index
 from ssda.datasets.layouts import LAYOUTS, load_layout
 from ssda.engine.checkpoints import load_network
 from ssda.params import Params, load_params
-from ssda.sections import read_yaml
-from tests.conftest import ROOT, set_values
+from ssda.sections import read_yaml, set_values
+from tests.conftest import ROOT
 
 WIDTH, HEIGHT = 640, 480
 FILES = {

@@ -17,8 +17,8 @@ from demo.scenes import write_cityscapes, write_gta
 from pipeline import adapt, convert, evaluate, inventory, pretrain
 from ssda.engine.checkpoints import load_network
 from ssda.params import Params, load_params
-from ssda.sections import read_yaml
-from tests.conftest import ROOT, set_values
+from ssda.sections import read_yaml, set_values
+from tests.conftest import ROOT
 
 TINY = {
     "sources.game.root": "raw/game",

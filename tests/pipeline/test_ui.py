@@ -1,8 +1,10 @@
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from pipeline.tracking.server import Server
 from pipeline.ui import ui
 from tests.conftest import make_params
 
@@ -12,7 +14,7 @@ def test_it_serves_the_store_of_the_runs_and_says_their_page(
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("pipeline.tracking.connect", lambda _: (None, "7"))
+    monkeypatch.setattr("pipeline.tracking.server.connect", lambda _: Server(Mock(), "7"))
     started: list[str] = []
     monkeypatch.setattr(os, "execv", lambda _, words: started.extend(words))
     ui(make_params(), 5001)

@@ -14,11 +14,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from pipeline.overlays import load_preset
 from pipeline.parameters import ANY, parameters
-from ssda.sections import read_yaml
+from ssda.params import load_params
 from tests.conftest import ROOT
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("research/**/*.md")])
 LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 PROGRAMS = {"python", "make", "dvc"}
@@ -145,6 +146,8 @@ def commands(path: Path) -> Iterator[list[str]]:
 
 def parse_only(monkeypatch: pytest.MonkeyPatch, module: str, arguments: list[str]) -> None:
     """Let a module parse its arguments; SystemExit where it refuses them."""
+    if (ROOT / module.replace(".", "/")).is_dir():
+        module += ".__main__"
     parse = argparse.ArgumentParser.parse_args
 
     def parse_and_stop(parser: argparse.ArgumentParser, *given: object) -> object:
@@ -173,7 +176,7 @@ def test_commands_parse(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             named = [word for word in words[1:] if "=" not in word]
             assert set(named) <= targets, line
         elif words[0].endswith("python") and words[1:2] == ["-m"]:
-            if words[2].split(".")[0] in ("pipeline", "benchmarks", "demo"):
+            if words[2].split(".")[0] in ("pipeline", "benchmarks", "research", "demo"):
                 module = ROOT / words[2].replace(".", "/")
                 assert module.with_suffix(".py").exists() or (module / "__main__.py").exists(), line
                 if words[3:]:
@@ -235,10 +238,21 @@ def test_scripts_for_the_shell_parse() -> None:
                 subprocess.run(["bash", "-n"], input=block, text=True, check=True)
 
 
-def test_presets_that_are_named_exist() -> None:
-    names = {path.stem for path in (ROOT / "presets").glob("*.yaml")}
-    for path in PAGES:
-        assert set(re.findall(r"PRESET=(\w+)", read(path))) <= names, path
+def test_presets_that_are_named_are_valid() -> None:
+    topics = {"PRESET": "{}", "DATA": "data/{}", "NETWORK": "network/{}", "METHOD": "method/{}"}
+    named = {
+        tuple(
+            topics[key].format(name)
+            for key, names in (word.split("=") for word in words[2:])
+            for name in names.split()
+        )
+        for path in PAGES
+        for words in commands(path)
+        if words[:2] == ["make", "use"]
+    }
+    assert any(len(names) > 1 for names in named)
+    for names in named - {()}:
+        load_preset(*names)
 
 
 def test_the_file_tree_of_the_readme_is_the_repository() -> None:
@@ -246,7 +260,7 @@ def test_the_file_tree_of_the_readme_is_the_repository() -> None:
     tree = next(block for _, block in FENCE.findall(read(ROOT / "README.md")) if "ssda/" in block)
     named = set(re.findall(r"[\w/]+\.(?:py|yaml)", tree))
     tracked = subprocess.run(
-        ["git", "ls-files", "--", "pipeline", "ssda", "benchmarks", "demo"],
+        ["git", "ls-files", "--", "pipeline", "ssda", "benchmarks", "research", "demo"],
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout.split()  # fmt: skip
     names = {Path(name).name for name in tracked}
@@ -260,7 +274,7 @@ def test_defaults_beside_the_paper_are_those_of_the_files() -> None:
     table = read(ROOT / "docs/method.md").partition("## Defaults and the paper")[2]
     rows = re.findall(r"^\| `(adapt[\w.]+)`[^|]*\| ([^|]+) \| ([^|]+) \|", table, re.M)
     assert len(rows) == 6
-    files = [read_yaml(ROOT / name) for name in ("params.yaml", "presets/gta_resnet101.yaml")]
+    files = [params.model_dump() for params in (load_params(), load_preset("gta_resnet101"))]
     for key, *cells in rows:
         for cell, values in zip(cells, files, strict=True):
             for name in key.split("."):

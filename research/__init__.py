@@ -1,0 +1,1 @@
+"""Studies: which parts of the method pay, on what, and why."""
