@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pipeline import command
 from pipeline.paths import (
     ADAPTED,
@@ -23,6 +25,7 @@ def adapt(params: Params) -> None:
     """
     import torch
 
+    from pipeline.preflight import check_start
     from pipeline.report import describe, follow, told
     from pipeline.resume import kept_state
     from pipeline.tracking import register_model, stage_run
@@ -39,6 +42,7 @@ def adapt(params: Params) -> None:
     from ssda.processes import joined, rank
 
     settings = params.adapt
+    check_start(params)
     device = pick_device(params.runtime.device)
     set_up(device, params.compute)
     sources = read_sources(SOURCES)
@@ -47,7 +51,8 @@ def adapt(params: Params) -> None:
     for index in (*sources, target, validation):
         check_raw_files(index)
     frequencies = torch.from_numpy(class_frequencies(sources))
-    student, space = load_network(PRETRAINED)
+    space = sources[0].space
+    student, _ = load_network(Path(settings.start or PRETRAINED), params.model)
 
     def validate() -> dict[str, float | None]:
         pair = [networks.teacher, networks.student]

@@ -26,7 +26,7 @@ def is_finished(stage: str, params: Params) -> bool:
     """Whether the stage's outputs are there and are those of its params, code and inputs."""
     definition = stages(CODE)[stage]
     needed = [*dependencies(definition), *outputs(definition)]
-    if not all(Path(name).exists() for name in needed if not name.endswith(".py")):
+    if not all(Path(name).exists() for name in needed if not name.endswith((".py", "}"))):
         return False
     note = _note(stage)
     if note.exists() and json.loads(note.read_text()) == _facts(stage, params):

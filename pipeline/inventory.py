@@ -18,14 +18,12 @@ from typing import Any
 
 from pipeline import command
 from pipeline.paths import CONVERTED, INVENTORY, METRICS, PRETRAINED
-from pipeline.repository import dependencies, locked, root, stages
+from pipeline.repository import locked, root
 from pipeline.splits import RawSplit, raw_splits
 from ssda.datasets.layouts import find_images, find_labels
 from ssda.files import fingerprint, write_text
 from ssda.params import Params, load_params
 
-TARGET_MARKER = "${target.root}/${target.marker}"
-"""Its place in dvc.yaml, where `python -m pipeline.dependencies` writes it if it is not null."""
 SEEN = Path(".ssda/fingerprints")
 """What was seen of the raw files, of this clone alone; may be deleted."""
 SETTLED = 2_000_000_000
@@ -80,6 +78,8 @@ def _state(path: str) -> list[int]:
 
 def check_places(params: Params) -> None:
     """Raise ValueError for what DVC would refuse later, or has not brought here."""
+    from pipeline.preflight import check_dependencies
+
     here = Path.cwd()
     for folder in (INVENTORY, CONVERTED, PRETRAINED.parent, METRICS):
         if not folder.resolve().is_relative_to(here.resolve()):
@@ -93,11 +93,7 @@ def check_places(params: Params) -> None:
                 f"{raw.root}: not in the folder of this experiment, where only is what git has and "
                 "what DVC has and a marker names: give the full path, or dvc add it"
             )
-    marker, stage = params.target.marker, stages(Path()).get("inventory")
-    if marker is not None and stage is not None and TARGET_MARKER not in dependencies(stage):
-        raise ValueError(
-            f"target.marker = {marker!r}: not in dvc.yaml yet; run python -m pipeline.dependencies"
-        )
+    check_dependencies(params)
 
 
 def inventory(params: Params, source: str) -> None:

@@ -189,6 +189,8 @@ def state_key(stage: str, params: Params) -> str:
     }
     if params.model.weights is not None:
         paths["weights"] = Path(params.model.weights)
+    if stage == "adapt" and params.adapt.start is not None:
+        paths["start"] = Path(params.adapt.start)
     return digest(values, paths)[:16]
 
 
