@@ -28,8 +28,8 @@ lint: setup                      ## style and types
 	ruff format --check .
 	pyright
 
-use: setup                       ## make use PRESET=gta_small: take a preset as params.yaml
-	python -m pipeline.presets $(PRESET)
+use: setup                       ## make use PRESET=gta_small: take a preset as params.yaml; METHOD=, NETWORK=, DATA= change it
+	python -m pipeline.presets $(PRESET) $(addprefix data/,$(DATA)) $(addprefix network/,$(NETWORK)) $(addprefix method/,$(METHOD))
 	python -m pipeline.dependencies
 
 metrics-diff: setup              ## make metrics-diff BASE=main: what changed, and whether it may be merged

@@ -20,6 +20,7 @@ import torch
 from benchmarks.fake_cuda import CUDA, FakeCuda, Seen, fake_cuda, move
 from benchmarks.made_up import convert_game, write_game
 from benchmarks.presets import PRESETS
+from pipeline.overlays import load_preset
 from ssda.datasets.index import Index
 from ssda.engine.adapting import adapt_steps
 from ssda.engine.device import pick_precision
@@ -27,11 +28,11 @@ from ssda.engine.training import StepRecord
 from ssda.files import write_json
 from ssda.labels import CITYSCAPES
 from ssda.method.adaptation import Networks
-from ssda.method.source import frozen_encoder
 from ssda.method.subdomains import PredictedShares
+from ssda.method.teacher import frozen
 from ssda.networks.encoders import Encoder
 from ssda.networks.segmenter import Segmenter
-from ssda.params import Margins, Params, load_params
+from ssda.params import Margins, Params
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,15 @@ def fake_networks(params: Params) -> Networks:
         imagenet = Encoder(params.model) if params.adapt.losses.feature_distance > 0 else None
         predicted = PredictedShares(CITYSCAPES.num_classes)
     teacher.requires_grad_(False)
-    frozen = None if imagenet is None else frozen_encoder(imagenet)
-    for module in (student, teacher, frozen, predicted):
+    encoder = None if imagenet is None else frozen(imagenet)
+    for module in (student, teacher, encoder, predicted):
         if module is not None:
             move(module)
     precision = pick_precision(params.compute.precision, CUDA)
-    for encoder in (student.encoder, teacher.encoder, frozen):
-        if encoder is not None:
-            encoder.precision = precision
-    return Networks(student.train(), teacher.eval(), frozen, predicted)
+    for each in (student.encoder, teacher.encoder, encoder):
+        if each is not None:
+            each.precision = precision
+    return Networks(student.train(), teacher.eval(), encoder, predicted)
 
 
 def made_up_images(folder: Path, count: int, size: tuple[int, int]) -> Index:
@@ -101,7 +102,7 @@ def main() -> None:
     print("| preset | operators | casts | waits | TFLOP | of it bf16 | largest tensor |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in arguments.names:
-        params = load_params(Path("presets") / f"{name}.yaml")
+        params = load_preset(name)
         with TemporaryDirectory() as folder:
             images = made_up_images(Path(folder), 4, params.images.crop)
             with fake_cuda() as gpu:

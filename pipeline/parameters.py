@@ -1,8 +1,7 @@
-"""Write docs/parameters.md and the comments in params.yaml and presets/ from ssda/params.py."""
+"""Write docs/parameters.md and the comments in params.yaml and its copy from ssda/params.py."""
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import command
-from pipeline.presets import FOLDER
+from pipeline.overlays import BASE, FOLDER, load_preset
 from ssda.files import write_text
 from ssda.params import Params
 from ssda.sections import read_yaml
 
 PAGE = Path("docs/parameters.md")
 DEFAULTS = Path("params.yaml")
-PAPER = FOLDER / "gta_resnet101.yaml"
+PAPER = "gta_resnet101"
 ANY = "NAME"
 """Stands for the name of a source."""
 RERUNS = "A change reruns the stages from `{}` on."
@@ -133,7 +132,8 @@ def commented(text: str) -> str:
 
 def page() -> str:
     """docs/parameters.md."""
-    defaults, paper = read_yaml(DEFAULTS), read_yaml(PAPER)
+    defaults = read_yaml(DEFAULTS)
+    paper = load_preset(PAPER).model_dump(mode="json", by_alias=True)
     reruns = {
         param: name
         for name, stage in reversed(read_yaml(Path("dvc.yaml"))["stages"].items())
@@ -145,9 +145,10 @@ def page() -> str:
         "<!-- Written by python -m pipeline.parameters from ssda/params.py: edit that. -->",
         "",
         "Every key of [`params.yaml`](../params.yaml): its default there (the built-in benchmark), "
-        f"its value in [`{PAPER}`](../{PAPER}) (the paper's network and weights on real data) and "
-        "what it may be. A wrong key, type or value is refused, with one line, before any work "
-        "starts. There is no other place with defaults: a preset is a complete file.",
+        f"its value in the preset [`{PAPER}`](../{FOLDER}/{PAPER}.yaml) (the paper's network and "
+        "weights on real data) and what it may be. A wrong key, type or value is refused, with one "
+        "line, before any work starts. There is no other place with defaults: `make use` writes a "
+        "complete file.",
         "",
         "`dvc exp run -S adapt.trucrf.radius=3` sets one for one experiment.",
     ]
@@ -197,16 +198,8 @@ def write() -> None:
 
 def commented_files() -> list[Path]:
     """The files whose comments the typed model gives."""
-    return [DEFAULTS, *sorted(FOLDER.glob("*.yaml"))]
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    arguments = parser.parse_args()
-    command.guard(write, debug=arguments.debug)
+    return [DEFAULTS, BASE]
 
 
 if __name__ == "__main__":
-    main()
+    command.start(command.tool(__doc__), lambda _: write())

@@ -11,12 +11,13 @@ from typing import Any
 
 from demo.scenes import city, write_cityscapes, write_gta
 from pipeline.inventory import count_files
+from pipeline.overlays import load_preset
 from pipeline.splits import RawSplit, raw_splits
 from ssda.datasets.conversion import convert_split
 from ssda.datasets.index import Index, read_index
 from ssda.files import write_json
 from ssda.labels import LabelSpace
-from ssda.params import Params
+from ssda.params import Params, load_params
 from ssda.sections import read_yaml, set_values, validate
 
 FOLDER = Path(".ssda/research")
@@ -39,8 +40,8 @@ CITIES = {
         frequencies={"bicycle": 8, "truck": 5, "bus": 5, "train": 0, "road": 0.6}
     ),
 }
-PHOTOGRAPHS = {"camvid": Path("presets/camvid.yaml")}
-"""Real sets by the preset that says where they lie."""
+PHOTOGRAPHS = ("camvid",)
+"""Presets of real sets."""
 TARGETS = (*CITIES, *PHOTOGRAPHS)
 
 
@@ -109,15 +110,17 @@ def splits_of(target: str) -> Splits:
 
 def parameters(changes: dict[str, Any], target: str, random_state: int) -> Params:
     """The target's parameters, params.yaml for a city, with changes (dotted key: value)."""
-    values = read_yaml(PHOTOGRAPHS.get(target, Path("params.yaml")))
+    drawn = target in CITIES
+    params = load_params() if drawn else load_preset(target)
     fixed = {
         "sources.game.root": str(_game() / "raw"),
         "random_state": random_state,
         "runtime.workers": 0,
     }
-    if target in CITIES:
+    if drawn:
         fixed["target.root"] = str(_folder(target) / "raw")
-    return validate(Params, set_values(values, fixed | changes), "params.yaml")
+    values = params.model_dump(mode="json", by_alias=True)
+    return validate(Params, set_values(values, fixed | changes), target)
 
 
 def _game() -> Path:

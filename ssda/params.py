@@ -1,6 +1,6 @@
 """Typed parameters: what params.yaml may say. The file itself is the only place with defaults.
 
-What is said here of each key is also its comment in params.yaml and in presets/, and its line in
+What is said here of each key is also its comment in params.yaml, and its line in
 docs/parameters.md: `python -m pipeline.parameters` writes them.
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -126,6 +126,15 @@ def _check_tokens(tokens: Iterable[Any], name: str) -> None:
             problem = f"not valid YAML: nested deeper than {DEEPEST}"
         if problem:
             raise ValueError(f"{name}: line {token.start_mark.line + 1} {_short(problem)}")
+
+
+def dotted(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("adapt.trucrf.radius", 5), ...: the values in a section and in those below it."""
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def set_values(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,20 +6,19 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 
 from benchmarks.presets import certain, reduced
 from benchmarks.step import Setting, create_setting, made_up_task
+from pipeline.overlays import load_preset
 from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.engine.device import set_up
 from ssda.engine.training import Progress, StepRecord, create_optimiser, train
 from ssda.labels import CITYSCAPES
-from ssda.method.adaptation import joint_step
-from ssda.method.guidance import PREDICTED_SHARE
-from ssda.method.teacher import moving_average
-from ssda.params import Margins, Params, load_params
+from ssda.method.adaptation import follow_student, joint_step
+from ssda.method.learning import Report
+from ssda.params import Margins, Params
 
 SMALL = os.environ.get("SMALL") == "1"
 ON_CARD = torch.cuda.is_available() and not SMALL
@@ -67,7 +66,7 @@ def milliseconds(work: Callable[[], object], rounds: int = 20) -> float:
 
 def preset(name: str, crop: int | None = None) -> Params:
     """A preset for random weights: every pseudo label counts; in a rehearsal it is little."""
-    params = load_params(Path("presets") / f"{name}.yaml")
+    params = load_preset(name)
     if SMALL:
         encoder = LITTLE.get(name, params.model.encoder)
         model = params.model.model_copy(update={"encoder": encoder, "channels": 16})
@@ -110,24 +109,21 @@ def steps(setting: Setting, progress: Progress | None = None) -> Iterator[StepRe
     progress = progress or Progress(create_optimiser(student, settings.optimiser), 0)
     task = made_up_task(params, student.device)
 
-    def add_gradients(batch: tuple[SourceBatch, TargetBatch], step: int) -> dict[str, torch.Tensor]:
+    def add_gradients(batch: tuple[SourceBatch, TargetBatch], step: int) -> Report:
         source, target = batch[0].to(student.device), batch[1].to(student.device)
         return joint_step(networks, source, target, task, step)
 
-    for record in train(
+    return train(
         student,
         settings.optimiser,
         settings.iterations,
         batches(params, progress.steps),
         add_gradients,
-        moving_average(networks.teacher, student, settings.teacher_momentum),
+        follow_student(networks, settings.teacher_momentum),
         progress=progress,
         files=lambda step: [],
         compiled=params.compute.compile,
-    ):
-        if record.problem is None and PREDICTED_SHARE in record.report:
-            networks.predicted.take(record.report[PREDICTED_SHARE])
-        yield record
+    )
 
 
 def median_step(records: Iterator[StepRecord], count: int) -> float:

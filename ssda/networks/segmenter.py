@@ -129,6 +129,10 @@ class Segmenter(nn.Module):
             return pad_to(images, self.encoder.grid, COARSEST)
         return pad_to(images, 2 * max(self.encoder.grid, self.stride), 2 * COARSEST)
 
+    def context(self, images: Tensor) -> Tensor:
+        """What a whole image is seen at: half its size with two resolutions."""
+        return images if self.detail is None else halve(images)
+
     def encode(self, images: Tensor, depth: Tensor | None = None) -> list[Tensor]:
         """The encoder's four feature maps; `depth` as `draw_depth` gives it."""
         self.encoder.skip(depth)
@@ -231,6 +235,22 @@ class Segmenter(nn.Module):
         if masks is None:
             return plain
         return torch.cat([plain, self.classifier.stochastic(embedding, masks)])
+
+
+def stochastic_pass(
+    network: Segmenter, images: Tensor, passes: int, generators: list[np.random.Generator]
+) -> Views:
+    """A training pass: dropout masks, detail crops and stochastic depth drawn from generators.
+
+    Args:
+        network: in training mode.
+        images: (N, 3, H, W) in [0, 1].
+        passes: K, passes that follow the one trunk.
+        generators: one an image.
+    """
+    masks = network.draw_masks(passes, generators)
+    corners = network.draw_corners(images.shape[-2:], generators)
+    return network.observe(images, masks, corners, network.draw_depth(generators))
 
 
 def _classifier(model: Model, channels: int, num_classes: int) -> Classifier:

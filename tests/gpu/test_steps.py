@@ -7,12 +7,12 @@ import torch
 
 from benchmarks.counts import Counted, count_step, made_up_images
 from benchmarks.fake_cuda import CUDA, FakeCuda, Seen, fake_cuda
+from pipeline.overlays import load_preset
 from ssda.datasets.index import Index
 from ssda.engine.evaluation import label_free_score, predict_uncertainty, validation_scores
 from ssda.engine.statistics import use_target_statistics
 from ssda.networks.segmenter import Prediction, Segmenter, Views
-from ssda.params import Params, load_params
-from tests.conftest import ROOT
+from ssda.params import Params
 
 MOST_WAITS = 2
 CROP = 128
@@ -27,7 +27,7 @@ SMALL = {
 
 def small(name: str) -> Params:
     """A preset at a small crop with a small encoder of the same kind."""
-    params = load_params(ROOT / "presets" / f"{name}.yaml")
+    params = load_preset(name)
     detail = None if params.model.detail is None else (CROP // 2, CROP // 2)
     model = {"encoder": SMALL[name], "channels": 32, "detail": detail}
     optimiser = params.adapt.optimiser.model_copy(update={"warmup": 0})
@@ -70,8 +70,8 @@ def check_step(step: Counted, logit_types: list[torch.dtype]) -> None:
     seen, record = step.seen, step.record
     assert sum(seen.waits.values()) <= MOST_WAITS, seen.waits
     assert record.problem is None
-    losses = {name: loss for name, loss in record.report.items() if name.startswith("loss_")}
-    assert losses.keys() > {"loss_source", "loss_mix", "loss_trucrf"}
+    losses = record.report.losses
+    assert losses.keys() > {"source", "mix", "trucrf"}
     assert {(loss.dtype, loss.device) for loss in losses.values()} == {(torch.float32, CUDA)}
     assert set(logit_types) == {torch.float32}
     assert 0.8 < seen.share(torch.bfloat16) < 1.0  # the rest: classifiers and their gradients

@@ -347,7 +347,7 @@ ROWS: dict[str, tuple[Spoil, Callable[[Any], object], str]] = {
     ),
     "unknown preset": (
         lambda: None,
-        lambda _: use("gta", PARAMS),
+        lambda _: use(["gta"], PARAMS),
         r"preset 'gta': allowed are ",
     ),
     # layouts and classes

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from demo.scenes import write_cityscapes, write_gta, write_synthia
 from pipeline import adapt, convert, evaluate, inventory, pretrain
+from pipeline.overlays import FOLDER, load_preset
 from ssda.datasets.conversion import convert_split
 from ssda.datasets.index import Index
 from ssda.datasets.layouts import load_layout
@@ -26,7 +27,7 @@ from tests.conftest import ROOT
 SIZE = (72, 136)
 DRAWN = {"demo", "camvid"}
 """Presets whose source is the drawn game."""
-PRESETS = sorted({path.stem for path in (ROOT / "presets").glob("*.yaml")} - DRAWN)
+PRESETS = sorted({path.stem for path in (ROOT / FOLDER).glob("*.yaml")} - DRAWN)
 SMALL = {
     "tf_efficientnet_lite0": "tf_efficientnet_lite0",
     "resnet101c": "resnet18d",
@@ -62,7 +63,7 @@ def converted(raw: Path) -> dict[str, Index]:
 
 def reduced(name: str, raw: Path, overrides: dict[str, Any]) -> Params:
     """A preset at crops of 64 px, with weights of its encoder from a file."""
-    values = read_yaml(ROOT / f"presets/{name}.yaml")
+    values = load_preset(name).model_dump(mode="json", by_alias=True)
     for source, section in values["sources"].items():
         section |= {"root": str(raw / source), "resize": None}
     tiny = {
@@ -124,7 +125,7 @@ def two_steps(params: Params, converted: dict[str, Index]) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_two_joint_steps(name: str, raw: Path, converted: dict[str, Index]) -> None:
-    encoder = SMALL[load_params(ROOT / f"presets/{name}.yaml").model.encoder]
+    encoder = SMALL[load_preset(name).model.encoder]
     overrides = {"model.encoder": encoder, "model.channels": 16}
     two_steps(reduced(name, raw, overrides), converted)
 

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from pipeline.overlays import load_preset
 from pipeline.parameters import ANY, parameters
-from ssda.sections import read_yaml
+from ssda.params import load_params
 from tests.conftest import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("research/**/*.md")])
@@ -235,10 +236,21 @@ def test_scripts_for_the_shell_parse() -> None:
                 subprocess.run(["bash", "-n"], input=block, text=True, check=True)
 
 
-def test_presets_that_are_named_exist() -> None:
-    names = {path.stem for path in (ROOT / "presets").glob("*.yaml")}
-    for path in PAGES:
-        assert set(re.findall(r"PRESET=(\w+)", read(path))) <= names, path
+def test_presets_that_are_named_are_valid() -> None:
+    topics = {"PRESET": "{}", "DATA": "data/{}", "NETWORK": "network/{}", "METHOD": "method/{}"}
+    named = {
+        tuple(
+            topics[key].format(name)
+            for key, names in (word.split("=") for word in words[2:])
+            for name in names.split()
+        )
+        for path in PAGES
+        for words in commands(path)
+        if words[:2] == ["make", "use"]
+    }
+    assert any(len(names) > 1 for names in named)
+    for names in named - {()}:
+        load_preset(*names)
 
 
 def test_the_file_tree_of_the_readme_is_the_repository() -> None:
@@ -260,7 +272,7 @@ def test_defaults_beside_the_paper_are_those_of_the_files() -> None:
     table = read(ROOT / "docs/method.md").partition("## Defaults and the paper")[2]
     rows = re.findall(r"^\| `(adapt[\w.]+)`[^|]*\| ([^|]+) \| ([^|]+) \|", table, re.M)
     assert len(rows) == 6
-    files = [read_yaml(ROOT / name) for name in ("params.yaml", "presets/gta_resnet101.yaml")]
+    files = [params.model_dump() for params in (load_params(), load_preset("gta_resnet101"))]
     for key, *cells in rows:
         for cell, values in zip(cells, files, strict=True):
             for name in key.split("."):

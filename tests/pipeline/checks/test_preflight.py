@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.checks.finished import stage_key
+from pipeline.checks.preflight import PASSED, check_dependencies, preflight
 from pipeline.dependencies import updated
-from pipeline.preflight import PASSED, check_dependencies, preflight
-from pipeline.resume import state_key
 from ssda.engine.checkpoints import save_network
 from ssda.labels import load_space
 from ssda.networks.segmenter import Segmenter
@@ -32,9 +32,11 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_image(path, (256, 128))
 
 
-def write_image(path: str, size: tuple[int, int]) -> None:
+def write_image(path: str, size: tuple[int, int], orientation: int = 1) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.zeros((size[1], size[0], 3), np.uint8)).save(path)
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.fromarray(np.zeros((size[1], size[0], 3), np.uint8)).save(path, exif=exif)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +77,15 @@ def test_what_training_would_refuse_is_refused(overrides: dict[str, Any], messag
     assert not PASSED.exists()
 
 
-def test_the_target_s_crop_is_looked_at_and_a_standing_image_may_be_a_lying_one() -> None:
-    write_image(IMAGES[0], (128, 256))
+def test_images_are_looked_at_as_they_are_shown() -> None:
+    write_image(IMAGES[0], (128, 256), orientation=6)
     preflight(make_params(RAW))
+    write_image(IMAGES[0], (128, 256))
+    with pytest.raises(ValueError, match=r"images/0.png, which is 128 x 256"):
+        preflight(make_params(RAW | {"adapt.batch_size": 3}))
+
+
+def test_the_target_s_crop_is_looked_at() -> None:
     write_image(IMAGES[1], (128, 100))
     with pytest.raises(ValueError, match=r"0_leftImg8bit.png, which is 128 x 100"):
         preflight(make_params(RAW | {"adapt.batch_size": 3}))
@@ -93,7 +101,7 @@ def test_crops_that_encoders_take_pass(encoder: str) -> None:
 
 def test_what_has_passed_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[object] = []
-    monkeypatch.setattr("pipeline.preflight.check_network", lambda *_: looked.append(_))
+    monkeypatch.setattr("pipeline.checks.preflight.check_network", lambda *_: looked.append(_))
     for _ in range(2):
         preflight(make_params(RAW))
     preflight(make_params(RAW | {"runtime.workers": 0}))
@@ -154,5 +162,5 @@ def test_another_network_to_start_from_is_another_state() -> None:
     keys: set[str] = set()
     for content in (b"one", b"two"):
         START.write_bytes(content)
-        keys |= {state_key("adapt", params), state_key("pretrain", params)}
+        keys |= {stage_key("adapt", params), stage_key("pretrain", params)}
     assert len(keys) == 3

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.repository import dependencies, digest, root, stages
+from pipeline.repository import digest, root, stages
 from pipeline.splits import raw_splits
 from ssda.datasets.layouts import find_images
 from ssda.files import write_text
 from ssda.labels import load_space
-from ssda.params import Params, Size
+from ssda.params import Params
 
 PASSED = Path(".ssda/preflight")
 """What has passed, so that only a change is looked at again: the network takes seconds."""
@@ -46,7 +46,7 @@ def check_dependencies(params: Params) -> None:
     """Raise ValueError where a dep that the parameters ask for is not in dvc.yaml."""
     written = stages(Path())
     for name, (key, dep, value) in optional_dependencies(params).items():
-        if value is not None and name in written and dep not in dependencies(written[name]):
+        if value is not None and name in written and dep not in written[name].deps:
             raise ValueError(
                 f"{key} = {value!r}: not in dvc.yaml yet; run python -m pipeline.dependencies"
             )
@@ -67,9 +67,9 @@ def check_start(params: Params) -> None:
 def check_crops(params: Params) -> None:
     """Raise ValueError where the first image of a split to train on is smaller than the crop.
 
-    Lying or standing, as a header may turn it. What cannot be read is convert's to tell.
+    As it is shown: its header may turn it. What cannot be read is convert's to tell.
     """
-    from PIL import Image
+    from ssda.datasets.image_files import read_header
 
     crop = params.images.crop
     for raw in raw_splits(params):
@@ -78,11 +78,11 @@ def check_crops(params: Params) -> None:
             continue
         path = raw.root / find_images(raw.layout, raw.root, raw.split)[0].path
         try:
-            with Image.open(path) as image:
-                width, height = image.size
-        except OSError:
+            with path.open("rb") as file:
+                width, height = read_header(file).size()
+        except (ValueError, OSError):
             continue
-        if not _fits(crop, (width, height)) and not _fits(crop, (height, width)):
+        if crop[0] > width or crop[1] > height:
             raise ValueError(
                 f"images.crop = {list(crop)}: larger than {path}, which is {width} x {height}"
             )
@@ -112,7 +112,3 @@ def check_network(params: Params) -> None:
         create_optimiser(network, settings)
     if params.adapt.losses.feature_distance > 0:
         network.encoder.stage(params.adapt.feature_distance.stride)
-
-
-def _fits(crop: Size, image: Size) -> bool:
-    return crop[0] <= image[0] and crop[1] <= image[1]
