@@ -28,8 +28,8 @@ from ssda.engine.training import StepRecord
 from ssda.files import write_json
 from ssda.labels import CITYSCAPES
 from ssda.method.adaptation import Networks
-from ssda.method.source import frozen_encoder
 from ssda.method.subdomains import PredictedShares
+from ssda.method.teacher import frozen
 from ssda.networks.encoders import Encoder
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Margins, Params
@@ -76,15 +76,15 @@ def fake_networks(params: Params) -> Networks:
         imagenet = Encoder(params.model) if params.adapt.losses.feature_distance > 0 else None
         predicted = PredictedShares(CITYSCAPES.num_classes)
     teacher.requires_grad_(False)
-    frozen = None if imagenet is None else frozen_encoder(imagenet)
-    for module in (student, teacher, frozen, predicted):
+    encoder = None if imagenet is None else frozen(imagenet)
+    for module in (student, teacher, encoder, predicted):
         if module is not None:
             move(module)
     precision = pick_precision(params.compute.precision, CUDA)
-    for encoder in (student.encoder, teacher.encoder, frozen):
-        if encoder is not None:
-            encoder.precision = precision
-    return Networks(student.train(), teacher.eval(), frozen, predicted)
+    for each in (student.encoder, teacher.encoder, encoder):
+        if each is not None:
+            each.precision = precision
+    return Networks(student.train(), teacher.eval(), encoder, predicted)
 
 
 def made_up_images(folder: Path, count: int, size: tuple[int, int]) -> Index:

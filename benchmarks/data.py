@@ -122,7 +122,7 @@ def share_of_waiting(index: Index, params: Params, steps: int) -> Answer:
             whole = time.perf_counter()
         optimiser.zero_grad()
         report = joint_step(networks, labelled.to(device), unlabelled.to(device), task, step)
-        float(report["loss_source"])
+        float(report.losses["source"])
         optimiser.step()
     whole = time.perf_counter() - whole
     return Answer(

@@ -109,9 +109,9 @@ def run_stage() -> None:
 
     Segmenter.predict = timed(Segmenter.predict)
     Segmenter.observe = timed(Segmenter.observe)
-    import_module("pipeline.report")  # what the stage would import
+    import_module("pipeline.training.loop")  # what the stage would import
     from pipeline.evaluate import evaluate
-    from pipeline.tracking import stage_run
+    from pipeline.tracking.run import stage_run
 
     params = load_params(str(ROOT / "params.yaml"))
     with stage_run("adapt", params):

@@ -31,12 +31,11 @@ from ssda.engine.training import create_optimiser
 from ssda.files import write_json
 from ssda.labels import CITYSCAPES
 from ssda.method.adaptation import Networks, joint_step
+from ssda.method.learning import Report
 from ssda.method.losses import labelling_loss
-from ssda.method.source import frozen_encoder, stochastic_pass
 from ssda.method.subdomains import PredictedShares
 from ssda.method.teacher import create_teacher, moving_average
-from ssda.networks.segmenter import Segmenter
-from ssda.networks.windows import halve
+from ssda.networks.segmenter import Segmenter, stochastic_pass
 from ssda.params import Params
 from ssda.randomness import generators
 
@@ -145,7 +144,7 @@ def measure(params: Params, steps: int) -> dict[str, Any]:
     teacher = create_teacher(student)
     imagenet = None
     if params.adapt.losses.feature_distance > 0:
-        imagenet = frozen_encoder(create_teacher(student.encoder))
+        imagenet = create_teacher(student.encoder)
     predicted = PredictedShares(CITYSCAPES.num_classes).to(device)
     networks = Networks(student, teacher, imagenet, predicted)
     task = made_up_task(params, device)
@@ -153,7 +152,7 @@ def measure(params: Params, steps: int) -> dict[str, Any]:
     optimiser = create_optimiser(student, params.adapt.optimiser)
     update = moving_average(teacher, student, params.adapt.teacher_momentum)
 
-    def step() -> dict[str, Tensor]:
+    def step() -> Report:
         optimiser.zero_grad()
         report = joint_step(networks, source, target, task, 0)
         optimiser.step()
@@ -165,8 +164,7 @@ def measure(params: Params, steps: int) -> dict[str, Any]:
         with torch.no_grad():
             teacher(target.images)
             if imagenet is not None:
-                detailed = params.model.detail is not None
-                imagenet(halve(source.images) if detailed else source.images)
+                imagenet(student.context(source.images))
         for images in (source.images, target.images, source.images):
             views = stochastic_pass(student, images, 1, generators(0, "benchmark", 0, len(images)))
             views.logits.mean().backward()
@@ -185,7 +183,7 @@ def measure(params: Params, steps: int) -> dict[str, Any]:
             seconds[name].append(round(time.perf_counter() - started, 2))
             processor[name].append(round(time.process_time() - burnt, 2))
     used = seconds if on_gpu else processor
-    losses = {name: float(value) for name, value in report.items() if name.startswith("loss_")}
+    losses = {f"loss_{name}": float(value) for name, value in report.losses.items()}
     return {
         "crop": list(params.images.crop),
         "threads": torch.get_num_threads(),
@@ -193,8 +191,8 @@ def measure(params: Params, steps: int) -> dict[str, Any]:
         "processor_seconds": processor,
         "ratio": round(statistics.median(used["step"]) / statistics.median(used["irreducible"]), 3),
         "peak_mib": round(peak or peak_mib()),
-        "seeds": round(float(report["seeds"]), 3),
-        "uncertainty": round(float(report["uncertainty"]), 4),
+        "seeds": round(float(report.scalars["seeds"]), 3),
+        "uncertainty": round(float(report.scalars["uncertainty"]), 4),
         "losses": {name: round(value, 4) for name, value in losses.items()},
     }
 

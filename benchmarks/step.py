@@ -28,12 +28,10 @@ from ssda.engine.training import create_optimiser
 from ssda.labels import CITYSCAPES
 from ssda.method.adaptation import Networks, joint_step
 from ssda.method.guidance import Task
-from ssda.method.source import frozen_encoder, stochastic_pass
 from ssda.method.subdomains import PredictedShares, select_seeds
-from ssda.method.teacher import create_teacher, moving_average
+from ssda.method.teacher import create_teacher, frozen, moving_average
 from ssda.method.uncertainty import STATISTICS
-from ssda.networks.segmenter import Segmenter
-from ssda.networks.windows import halve
+from ssda.networks.segmenter import Segmenter, stochastic_pass
 from ssda.params import Params, load_params
 from ssda.randomness import generators
 
@@ -81,7 +79,7 @@ def create_setting(params: Params) -> Setting:
     device = pick_device(params.runtime.device)
     torch.manual_seed(0)
     student = place(Segmenter(params.model, CITYSCAPES.num_classes), device, params.compute).train()
-    imagenet = frozen_encoder(copy.deepcopy(student.encoder))
+    imagenet = frozen(copy.deepcopy(student.encoder))
     source, target = random_batches(params, device)
     predicted = PredictedShares(CITYSCAPES.num_classes).to(device)
     networks = Networks(student, create_teacher(student), imagenet, predicted)
@@ -126,7 +124,6 @@ def irreducible_passes(setting: Setting) -> Callable[[], None]:
     """The passes alone."""
     networks, source, target = setting.networks, setting.source, setting.target
     draws = generators(0, "benchmark", 0, len(source.images))
-    seen = source.images if setting.params.model.detail is None else halve(source.images)
     assert networks.imagenet is not None
     encoder = networks.imagenet
 
@@ -139,7 +136,7 @@ def irreducible_passes(setting: Setting) -> Callable[[], None]:
         networks.student.zero_grad()
         with torch.no_grad():
             networks.teacher(target.images)
-            encoder(seen)
+            encoder(networks.student.context(source.images))
         for images in (source.images, target.images, source.images):
             learn(images)
 

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline import command
-from pipeline.paths import (
-    ADAPTED,
-    METRICS,
-    PRETRAINED,
-    SOURCES,
-    STUDENT,
-    TARGET_TRAIN,
-    TARGET_VALIDATION,
-)
+from pipeline import command, paths
 from ssda.params import Params
 
 
@@ -23,31 +14,29 @@ def adapt(params: Params) -> None:
     """
     import torch
 
-    from pipeline.report import describe, follow, told
-    from pipeline.resume import kept_state
-    from pipeline.tracking import register_model, stage_run
+    from pipeline.tracking.run import register_model
+    from pipeline.training.loop import describe, told, training
     from ssda.datasets.index import check_raw_files, class_frequencies, read_index, read_sources
     from ssda.engine.adapting import adapt_steps, start_networks
     from ssda.engine.checkpoints import load_network, save_network
     from ssda.engine.device import pick_device, place, set_up
     from ssda.engine.evaluation import label_free_score, validation_scores
-    from ssda.engine.speed import Speed
     from ssda.engine.training import create_optimiser
     from ssda.files import write_json
     from ssda.method.trucrf import describe_form
     from ssda.networks.normalisation import synchronised
-    from ssda.processes import joined, rank
+    from ssda.processes import rank
 
     settings = params.adapt
     device = pick_device(params.runtime.device)
     set_up(device, params.compute)
-    sources = read_sources(SOURCES)
-    target = read_index(TARGET_TRAIN)
-    validation = read_index(TARGET_VALIDATION)
+    sources = read_sources(paths.SOURCES)
+    target = read_index(paths.TARGET_TRAIN)
+    validation = read_index(paths.TARGET_VALIDATION)
     for index in (*sources, target, validation):
         check_raw_files(index)
     frequencies = torch.from_numpy(class_frequencies(sources))
-    student, space = load_network(PRETRAINED)
+    student, space = load_network(paths.PRETRAINED)
 
     def validate() -> dict[str, float | None]:
         pair = [networks.teacher, networks.student]
@@ -58,16 +47,12 @@ def adapt(params: Params) -> None:
             "label_free_score": label_free_score(networks.teacher, target, frequencies, params),
         }
 
-    with (
-        joined(device),
-        kept_state("adapt", params, ADAPTED) as kept,
-        stage_run("adapt", params, kept.journal) as run,
-    ):
-        run.tag("device", device.type)
+    images = 2 * settings.batch_size
+    with training("adapt", params, space, device, images, paths.ADAPTED) as stage:
         student = synchronised(place(student, device, params.compute))
         networks = start_networks(student, target, params)
         optimiser = create_optimiser(networks.student, settings.optimiser)
-        progress = kept.restore(
+        progress = stage.kept.restore(
             {
                 "student": networks.student,
                 "teacher": networks.teacher,
@@ -83,25 +68,15 @@ def adapt(params: Params) -> None:
                 f"{sum(len(source.records) for source in sources)} and {len(target.records)}; "
                 f"{describe(networks.student, params)}{crf}"
             )
-        scores = follow(
-            adapt_steps(networks, sources, target, params, space, progress),
-            settings.iterations,
-            params,
-            run,
-            space,
-            validate,
-            settings.validate_every,
-            METRICS / "adapt",
-            kept,
-            Speed(2 * settings.batch_size, device),
-        )
+        steps = adapt_steps(networks, sources, target, params, space, progress)
+        scores = stage.follow(steps, validate)
         if rank() > 0:
             return
-        save_network(STUDENT, networks.student, params.model, space)
-        save_network(ADAPTED, networks.teacher, params.model, space)
-        write_json(METRICS / "adapt.json", {"adapt": scores})
-        register_model(params, run, ADAPTED)
-    command.say(f"adapt: {told(scores)}; network in {ADAPTED}")
+        save_network(paths.STUDENT, networks.student, params.model, space)
+        save_network(paths.ADAPTED, networks.teacher, params.model, space)
+        write_json(paths.METRICS / "adapt.json", {"adapt": scores})
+        register_model(params, stage.run, paths.ADAPTED)
+    command.say(f"adapt: {told(scores)}; network in {paths.ADAPTED}")
     command.say_next("python -m pipeline.evaluate")
 
 

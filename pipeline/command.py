@@ -1,14 +1,16 @@
-"""What every stage's command line shares: options, and one clear line for a user's mistake."""
+"""What command lines share: options, and one clear line for a user's mistake."""
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from pathlib import Path
 
-from ssda.params import Params, load_params
+from ssda.params import Params, Windows, load_params
+from ssda.sections import validate
 
 # Threads that have nothing to do spin for a moment, then sleep: where something else uses a core,
 # be it only the processes that load images, a step of threads that spin for long takes many times
@@ -26,39 +28,32 @@ NO_MEMORY = (
 def run(
     name: str, stage: Callable[[Params], object], description: str | None, *, trains: bool = False
 ) -> None:
-    """Read the parameters, run the stage; a ValueError or OSError becomes one line and exit code 1.
+    """Read the parameters, run the stage; a stage that trains on the processes that were asked for.
 
-    With --debug the traceback is shown instead. A stage that trains runs on as many processes as
-    the environment asks for.
+    A ValueError or OSError becomes one line and exit code 1; with --debug it is shown whole.
     """
-    arguments = stage_parser(description).parse_args()
 
-    def work(params: Params) -> None:
-        if not trains:
-            stage(params)
-            return
-        from pipeline.launch import launch
+    def work(arguments: Namespace) -> None:
+        run_stage(name, stage, arguments, trains=trains)
 
-        launch(name, params, stage)
-
-    guard(
-        lambda: unless_finished(name, load_params(arguments.params), work, force=arguments.force),
-        debug=arguments.debug,
-    )
+    start(stage_parser(description), work)
 
 
-def unless_finished(
-    name: str, params: Params, work: Callable[[Params], object], *, force: bool
+def run_stage(
+    name: str, stage: Callable[[Params], object], arguments: Namespace, *, trains: bool = False
 ) -> None:
     """Do a stage's work; by hand not where its result is there already, unless with --force."""
-    from pipeline.finished import by_hand, is_finished, note_finished
+    from pipeline.checks.finished import unless_finished
 
-    if by_hand() and not force and is_finished(name, params):
-        say(f"{name}: up to date; --force runs it anyway")
-        return
-    work(params)
-    if by_hand():
-        note_finished(name, params)
+    def work(params: Params) -> None:
+        if trains:
+            from pipeline.training.launch import launch
+
+            launch(name, params, stage)
+        else:
+            stage(params)
+
+    unless_finished(name, load_params(arguments.params), work, force=arguments.force)
 
 
 def say(text: str) -> None:
@@ -72,20 +67,54 @@ def say_next(following: str) -> None:
         say(f"next: {following}")
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that all have: --params and --debug."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--params", default="params.yaml", help="parameters (default: params.yaml)")
+def tool(description: str | None, *, add_help: bool = True) -> ArgumentParser:
+    """The option that all have, --debug; a module's first paragraph describes it."""
+    text = (description or "").split("\n\n")[0]
+    parser = ArgumentParser(description=text, add_help=add_help)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 
-def stage_parser(description: str | None) -> argparse.ArgumentParser:
-    """The options of a stage: --force beside those of all."""
+def parser(description: str | None, *, add_help: bool = True) -> ArgumentParser:
+    """The options of what reads parameters: --params beside that of all."""
+    options = tool(description, add_help=add_help)
+    text = "parameters (default: params.yaml)"
+    options.add_argument("--params", type=Path, default=Path("params.yaml"), help=text)
+    return options
+
+
+def stage_parser(description: str | None) -> ArgumentParser:
+    """The options of a stage: --force beside those."""
     options = parser(description)
     text = "by hand: run the stage although its result is up to date"
     options.add_argument("--force", action="store_true", help=text)
     return options
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number."""
+
+    def number(text: str) -> int:
+        if int(text) < smallest:
+            raise ValueError
+        return int(text)
+
+    number.__name__ = f"whole number >= {smallest}"
+    return number
+
+
+def start(options: ArgumentParser, work: Callable[[Namespace], object]) -> None:
+    """Read the command line and do the work, as `guard` does."""
+    arguments = options.parse_args()
+    guard(lambda: work(arguments), debug=arguments.debug)
+
+
+def square_windows(given: list[int] | None) -> Windows | None:
+    """The windows of --windows EXTENT STEP; ValueError where the step is larger."""
+    if given is None:
+        return None
+    extent, step = given
+    return validate(Windows, {"extent": [extent, extent], "step": [step, step]}, "--windows")
 
 
 def lack_of_memory(error: Exception) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ def class_shares(indexes: Sequence[Index]) -> dict[str, float]:
 
 def main(params: Params) -> None:
     """The stage: convert, and log counts and class shares."""
-    from pipeline.tracking import stage_run
+    from pipeline.tracking.run import stage_run
 
     places = [f"{source.root} ({source.layout})" for source in params.sources.values()]
     target = f"{params.target.root} ({params.target.layout})"
@@ -97,27 +98,23 @@ def main(params: Params) -> None:
 
 def run() -> None:
     """The command line."""
-    parser = command.stage_parser(__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="write no conversion, say what it would give"
-    )
-    parser.add_argument(
-        "--images", action="store_true", help="with --check: decode all images, to find damage"
-    )
-    arguments = parser.parse_args()
-    if arguments.images and not arguments.check:
-        parser.error("--images needs --check")
+    options = command.stage_parser(__doc__)
+    text = "write no conversion, say what it would give"
+    options.add_argument("--check", action="store_true", help=text)
+    text = "with --check: decode all images, to find damage"
+    options.add_argument("--images", action="store_true", help=text)
 
-    def stage() -> None:
-        params = load_params(arguments.params)
-        if arguments.check:
-            from pipeline.check import check
+    def work(arguments: Namespace) -> None:
+        if not arguments.check:
+            if arguments.images:
+                options.error("--images needs --check")
+            command.run_stage("convert", main, arguments)
+            return
+        from pipeline.checks.conversion import check
 
-            check(params, images=arguments.images)
-        else:
-            command.unless_finished("convert", params, main, force=arguments.force)
+        check(load_params(arguments.params), images=arguments.images)
 
-    command.guard(stage, debug=arguments.debug)
+    command.start(options, work)
 
 
 if __name__ == "__main__":

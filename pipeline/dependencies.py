@@ -14,20 +14,16 @@ from typing import Any
 
 from pipeline import command
 from pipeline.inventory import TARGET_MARKER
+from pipeline.values import UNTRACKED
 from ssda.files import write_text
 from ssda.params import Params, load_params
 from ssda.sections import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = Path("dvc.yaml")
-OUTSIDE = {
-    f"pipeline/{name}.py"
-    for name in ("tracking", "report", "resume", "finished", "launch", "check", "preflight")
-}
+ROOMS = tuple(f"pipeline/{room}/" for room in ("checks", "drawing", "tracking", "training"))
 """They change no result."""
 PACKAGES = ("ssda", "pipeline", "demo")
-UNTRACKED = "runtime"
-"""The section that changes no result."""
 VIEW = "evaluate"
 """The section that says how images are scored. The validation curve follows it as it is when a
 stage trains; a later change redraws no curve, for it would train anew."""
@@ -43,7 +39,7 @@ def import_closure(path: Path) -> set[str]:
     while todo:
         file = todo.pop()
         name = file.relative_to(ROOT).as_posix()
-        if name not in seen and name not in OUTSIDE:
+        if name not in seen and not name.startswith(ROOMS):
             seen.add(name)
             todo += _imported_files(file)
     return seen
@@ -112,12 +108,12 @@ def _imported_files(path: Path) -> list[Path]:
     return [file for file in files if file.exists()]
 
 
-def main() -> None:
-    """The command line."""
+def write() -> None:
+    """Write dvc.yaml."""
     path = ROOT / STAGES
     params = load_params(ROOT / "params.yaml")
     write_text(path, updated(path.read_text(encoding="utf-8"), params))
 
 
 if __name__ == "__main__":
-    command.guard(main, debug=False)
+    command.start(command.tool(__doc__), lambda _: write())

@@ -7,7 +7,6 @@ dvc.lock is stale: then the metrics are those of other code or other parameters.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -89,11 +88,9 @@ def _table(kind: str, base: str) -> tuple[list[str], list[str]]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("base", help="a git commit, branch or tag")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    arguments = parser.parse_args()
-    command.guard(lambda: compare(arguments.base), debug=arguments.debug)
+    options = command.tool(__doc__)
+    options.add_argument("base", help="a git commit, branch or tag")
+    command.start(options, lambda given: compare(given.base))
 
 
 if __name__ == "__main__":

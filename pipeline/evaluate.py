@@ -10,6 +10,7 @@ from pipeline.paths import ADAPTED, METRICS, PRETRAINED, STUDENT, TARGET_REPORT,
 from ssda.params import Params
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from ssda.datasets.index import Index
@@ -34,9 +35,11 @@ def evaluate(params: Params) -> None:
     """
     import copy
 
-    from pipeline.report import bars, describe, matrices, save, write_table
-    from pipeline.resume import remove_old_states
-    from pipeline.tracking import stage_run
+    from pipeline.drawing.figures import bars, matrices, save
+    from pipeline.drawing.tables import write_table
+    from pipeline.tracking.run import stage_run
+    from pipeline.training.loop import describe
+    from pipeline.training.state import remove_old_states
     from ssda.datasets.index import check_raw_files, read_index
     from ssda.engine.checkpoints import load_network
     from ssda.engine.device import pick_device, place, set_up
@@ -128,54 +131,30 @@ def confusion_rows(
     ]
 
 
-def draw(
-    networks: dict[str, Segmenter],
-    report: Index,
-    params: Params,
-    space: LabelSpace,
-) -> None:
+def draw(networks: dict[str, Segmenter], report: Index, params: Params, space: LabelSpace) -> None:
     """The picture: input, truth, predictions and the adapted network's uncertainty."""
-    import numpy as np
-
-    from pipeline.report import sheet
+    from pipeline.drawing.figures import sheet
     from ssda.datasets.loading import EvaluationSamples
     from ssda.engine.evaluation import predict_labels, predict_uncertainty
 
     samples = EvaluationSamples(report, params.images.target_size)
     count = min(params.evaluate.pictures, len(samples))
     shown = {name: title for name, title in SHOWN.items() if name in networks}
+    view: dict[str, Any] = {
+        "windows": params.evaluate.windows,
+        "per_pass": params.runtime.evaluation_batch_size,
+        "flip": params.evaluate.flip,
+    }
+    passes, random_state = params.evaluate.passes, params.random_state
     rows: list[list[np.ndarray]] = []
     for i in range(0, len(samples), max(1, len(samples) // count))[:count]:
         image, label = samples[i]
         assert label is not None
-        size = label.shape
-        rows.append(
-            [
-                image.permute(1, 2, 0).numpy(),
-                label.numpy(),
-                *(
-                    predict_labels(
-                        networks[name],
-                        image,
-                        size,
-                        windows=params.evaluate.windows,
-                        per_pass=params.runtime.evaluation_batch_size,
-                        flip=params.evaluate.flip,
-                    ).numpy()
-                    for name in shown
-                ),
-                predict_uncertainty(
-                    networks["adapted"],
-                    image.unsqueeze(0),
-                    size,
-                    params.evaluate.passes,
-                    params.random_state,
-                    windows=params.evaluate.windows,
-                    per_pass=params.runtime.evaluation_batch_size,
-                    flip=params.evaluate.flip,
-                )[1][0].numpy(),
-            ]
-        )
+        size, alone = label.shape, image.unsqueeze(0)
+        labels = [predict_labels(networks[name], image, size, **view).numpy() for name in shown]
+        network = networks["adapted"]
+        _, found = predict_uncertainty(network, alone, size, passes, random_state, **view)
+        rows.append([image.permute(1, 2, 0).numpy(), label.numpy(), *labels, found[0].numpy()])
     sheet(PICTURE, ["target image", "truth", *shown.values(), "uncertainty"], rows, space)
 
 

@@ -7,11 +7,11 @@ network of two resolutions takes one size alone.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 import warnings
+from argparse import Namespace
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,25 +148,18 @@ def _noise(shape: tuple[int, int, int]) -> Any:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", type=Path, default=Path("models/adapted.safetensors"))
-    parser.add_argument("--out", type=Path, required=True, help="file to write, such as model.onnx")
-    parser.add_argument(
-        "--size",
-        nargs=2,
-        type=int,
-        metavar=("WIDTH", "HEIGHT"),
-        help="of the one image it takes (default: any number of images of any size)",
-    )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    given = parser.parse_args()
+    options = command.tool(__doc__)
+    options.add_argument("--model", type=Path, default=Path("models/adapted.safetensors"))
+    text = "file to write, such as model.onnx"
+    options.add_argument("--out", type=Path, required=True, help=text)
+    text = "of the one image it takes (default: any number of images of any size)"
+    sides = ("WIDTH", "HEIGHT")
+    options.add_argument("--size", nargs=2, type=command.at_least(1), metavar=sides, help=text)
 
-    def work() -> None:
-        if given.size and min(given.size) < 1:
-            raise ValueError(f"--size {given.size[0]} {given.size[1]}: must be above 0")
+    def work(given: Namespace) -> None:
         export(given.model, given.out, tuple(given.size) if given.size else None)
 
-    command.guard(work, debug=given.debug)
+    command.start(options, work)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from time import time_ns
 from typing import Any
 
+from filelock import FileLock
+
 from pipeline import command
 from pipeline.paths import CONVERTED, INVENTORY, METRICS, PRETRAINED
-from pipeline.repository import dependencies, locked, root, stages
+from pipeline.repository import root, stages
 from pipeline.splits import RawSplit, raw_splits
 from ssda.datasets.layouts import find_images, find_labels
 from ssda.files import fingerprint, write_text
@@ -56,7 +59,7 @@ def count_files(raw: RawSplit) -> dict[str, int | str]:
 def fingerprints(raw: RawSplit, paths: list[str]) -> dict[str, tuple[int, str]]:
     """{path: (bytes, fingerprint)} of raw files, of which only new and touched ones are opened."""
     kept = root() / SEEN / f"{raw.name.replace('/', '_')}.json"
-    with locked(kept.with_suffix(".lock")), ThreadPoolExecutor() as pool:
+    with FileLock(kept.with_suffix(".lock")), ThreadPoolExecutor() as pool:
         known: dict[str, list[Any]] = {}
         with suppress(FileNotFoundError, ValueError):
             known = json.loads(kept.read_text(encoding="utf-8"))
@@ -94,7 +97,7 @@ def check_places(params: Params) -> None:
                 "what DVC has and a marker names: give the full path, or dvc add it"
             )
     marker, stage = params.target.marker, stages(Path()).get("inventory")
-    if marker is not None and stage is not None and TARGET_MARKER not in dependencies(stage):
+    if marker is not None and stage is not None and TARGET_MARKER not in stage.deps:
         raise ValueError(
             f"target.marker = {marker!r}: not in dvc.yaml yet; run python -m pipeline.dependencies"
         )
@@ -123,18 +126,17 @@ def inventory(params: Params, source: str) -> None:
 
 def main() -> None:
     """The command line: `python -m pipeline.inventory SOURCE`."""
-    parser = command.parser(__doc__)
-    parser.add_argument("source", help="a name in params.sources")
-    arguments = parser.parse_args()
+    options = command.parser(__doc__)
+    options.add_argument("source", help="a name in params.sources")
 
-    def work() -> None:
-        from pipeline.preflight import preflight
+    def work(arguments: Namespace) -> None:
+        from pipeline.checks.preflight import preflight
 
         params = load_params(arguments.params)
         preflight(params)
         inventory(params, arguments.source)
 
-    command.guard(work, debug=arguments.debug)
+    command.start(options, work)
 
 
 if __name__ == "__main__":

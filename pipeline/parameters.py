@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -202,13 +201,5 @@ def commented_files() -> list[Path]:
     return [DEFAULTS, BASE]
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    arguments = parser.parse_args()
-    command.guard(write, debug=arguments.debug)
-
-
 if __name__ == "__main__":
-    main()
+    command.start(command.tool(__doc__), lambda _: write())

@@ -6,22 +6,20 @@ Of each image NAME_ids.png (train ids), NAME_colours.png, NAME_overlay.png and N
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ssda
 from pipeline import command
 from ssda.files import check_names, walk
-from ssda.params import Windows
-from ssda.sections import validate
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ssda.labels import LabelSpace
-    from ssda.networks.segmenter import Segmenter
+    from ssda.engine.labelling import Labelled, Labeller
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
@@ -30,47 +28,17 @@ HIDDEN = ("thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How images are looked at.
-
-    Attributes:
-        device: auto, cuda or cpu.
-        batch: images of one size, or windows of one image, a forward pass.
-        windows: sliding windows; None for the image as a whole.
-        scale: the network sees an image at so many times its size.
-        flip: average with the mirrored image.
-        passes: Monte-Carlo passes of the uncertainty.
-        frames: write every frame of a video, as an image is.
-    """
-
-    device: str = "auto"
-    batch: int = 1
-    windows: Windows | None = None
-    scale: float = 1.0
-    flip: bool = False
-    passes: int = 4
-    frames: bool = False
-
-
-@dataclass(frozen=True)
 class Seen:
-    """An image and what the network says of it.
-
-    Attributes:
-        name: where it goes, below the output folder and without an ending.
-        image: (H, W, 3) uint8 RGB.
-        labels: (H, W) uint8 train ids.
-        uncertainty: (H, W) in [0, 1].
-    """
+    """What the network says of an image, and where it goes: below the output, without an ending."""
 
     name: str
-    image: np.ndarray
-    labels: np.ndarray
-    uncertainty: np.ndarray
+    said: Labelled
 
 
-def predict(model: Path, inputs: list[Path], out: Path, settings: Settings) -> None:
+def predict(network: Labeller, inputs: list[Path], out: Path, *, frames: bool = False) -> None:
     """Write predictions of images and videos in files and folders; a batch is in memory at a time.
+
+    With `frames` every frame of a video is written, as an image is.
 
     Raises ValueError for a missing file, no image, or two images of one name, before any work; for
     unreadable files, which it lists, when the others are done.
@@ -80,34 +48,29 @@ def predict(model: Path, inputs: list[Path], out: Path, settings: Settings) -> N
     from pipeline.video import count_frames, read_frames, write_frames
     from ssda.datasets.conversion import listed
     from ssda.datasets.loading import read_image
-    from ssda.engine.checkpoints import load_network
-    from ssda.engine.device import pick_device, pick_precision
 
     found, left_out = find_inputs(inputs, out)
     images = {name: path for name, path in found.items() if path.suffix.lower() not in VIDEOS}
     problems: list[str] = []
-    frames: dict[str, int] = {}
+    lengths: dict[str, int] = {}
     for name in found:
         if name not in images:
             try:
-                frames[name] = count_frames(found[name])
+                lengths[name] = count_frames(found[name])
             except ValueError as error:
                 problems.append(str(error))
-    network, space = load_network(model)
-    device = pick_device(settings.device)
-    network.to(device).encoder.precision = pick_precision("auto", device)
     done = {"images": 0, "videos": 0}
 
-    total = len(images) + sum(frames.values())
+    total = len(images) + sum(lengths.values())
     with tqdm(total=total, desc="predict", unit="image", disable=None) as bar:
 
-        def overlays(name: str, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-            named = ((f"{name}/{i:06}", frame) for i, frame in enumerate(frames))
-            for seen in look(network, named, settings):
-                if settings.frames:
-                    write_pictures(out, seen, space)
+        def overlays(name: str, video: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+            named = ((f"{name}/{i:06}", frame) for i, frame in enumerate(video))
+            for seen in look(network, named):
+                if frames:
+                    write_pictures(out, seen)
                 bar.update()
-                yield overlay(seen, space)
+                yield overlay(seen.said)
 
         def read() -> Iterator[tuple[str, np.ndarray]]:
             for name, path in images.items():
@@ -118,11 +81,11 @@ def predict(model: Path, inputs: list[Path], out: Path, settings: Settings) -> N
                     continue
                 yield name, image
 
-        for seen in look(network, read(), settings):
-            write_pictures(out, seen, space)
+        for seen in look(network, read()):
+            write_pictures(out, seen)
             bar.update()
             done["images"] += 1
-        for name in frames:
+        for name in lengths:
             shown = overlays(name, read_frames(found[name]))
             try:
                 write_frames(out / f"{name}_overlay.mp4", shown, like=found[name])
@@ -181,37 +144,21 @@ def _is_shown(path: str) -> bool:
     return not name.startswith(".") and name.lower() not in HIDDEN
 
 
-def look(
-    network: Segmenter, images: Iterable[tuple[str, np.ndarray]], settings: Settings
-) -> Iterator[Seen]:
+def look(network: Labeller, images: Iterable[tuple[str, np.ndarray]]) -> Iterator[Seen]:
     """What the network says of named images (H, W, 3), in order."""
     import cv2
-    import torch
 
-    from ssda.engine.evaluation import predict_uncertainty
-
-    for names, batch in _batches(images, settings.batch if settings.windows is None else 1):
+    for names, batch in _batches(images, network.view.batch if network.view.windows is None else 1):
         try:
-            inputs = [_scaled(image, settings.scale) for image in batch]
-            labels, uncertainty = predict_uncertainty(
-                network,
-                torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in inputs]),
-                torch.Size(batch[0].shape[:2]),
-                settings.passes,
-                random_state=0,
-                windows=settings.windows,
-                per_pass=settings.batch,
-                flip=settings.flip,
-            )
+            said = network.label_batch(batch)
         except (RuntimeError, MemoryError, cv2.error) as error:
             if (reason := command.lack_of_memory(error)) is None:
                 raise
             raise ValueError(
-                f"{names[0]}: out of memory with --batch {settings.batch}; try --batch 1, "
+                f"{names[0]}: out of memory with --batch {network.view.batch}; try --batch 1, "
                 f"--windows 1024 768 or --scale 0.5 ({reason})"
             ) from error
-        for i, (name, image) in enumerate(zip(names, batch, strict=True)):
-            yield Seen(name, image, labels[i].numpy(), uncertainty[i].numpy())
+        yield from map(Seen, names, said)
 
 
 def _batches(
@@ -230,23 +177,14 @@ def _batches(
         yield names, batch
 
 
-def _scaled(image: np.ndarray, scale: float) -> np.ndarray:
-    import cv2
-
-    if scale == 1.0:
-        return image
-    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-
-
-def overlay(seen: Seen, space: LabelSpace) -> np.ndarray:
+def overlay(said: Labelled) -> np.ndarray:
     """The classes' colours over the image, half and half."""
     import cv2
 
-    return cv2.addWeighted(seen.image, 0.5, space.palette()[seen.labels], 0.5, 0.0)
+    return cv2.addWeighted(said.image, 0.5, said.colours, 0.5, 0.0)
 
 
-def write_pictures(out: Path, seen: Seen, space: LabelSpace) -> None:
+def write_pictures(out: Path, seen: Seen) -> None:
     """Write the four pictures of an image, each whole or not at all."""
     import cv2
     import numpy as np
@@ -254,10 +192,10 @@ def write_pictures(out: Path, seen: Seen, space: LabelSpace) -> None:
     from ssda.files import write_atomically
 
     pictures = {
-        "ids": seen.labels,
-        "colours": space.palette()[seen.labels][..., ::-1],
-        "overlay": overlay(seen, space)[..., ::-1],
-        "uncertainty": np.rint(255 * seen.uncertainty).astype(np.uint8),
+        "ids": seen.said.classes,
+        "colours": seen.said.colours[..., ::-1],
+        "overlay": overlay(seen.said)[..., ::-1],
+        "uncertainty": np.rint(255 * seen.said.uncertainty).astype(np.uint8),
     }
     for kind, picture in pictures.items():
         content = cv2.imencode(".png", picture)[1].tobytes()
@@ -265,66 +203,38 @@ def write_pictures(out: Path, seen: Seen, space: LabelSpace) -> None:
         write_atomically(out / f"{seen.name}_{kind}.png", write)
 
 
-def _at_least(smallest: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if int(text) < smallest:
-            raise ValueError
-        return int(text)
-
-    number.__name__ = f"whole number >= {smallest}"
-    return number
-
-
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("inputs", nargs="+", type=Path, help="images, videos, folders of them")
-    parser.add_argument("--model", type=Path, default=Path("models/adapted.safetensors"))
-    parser.add_argument("--out", type=Path, required=True, help="folder for the predictions")
-    parser.add_argument(
-        "--windows",
-        nargs=2,
-        type=_at_least(1),
-        metavar=("EXTENT", "STEP"),
-        help="slide square windows over the (scaled) image, in pixels (default: see it whole)",
-    )
-    parser.add_argument(
-        "--batch",
-        type=_at_least(1),
-        default=1,
-        help="images of one size, or windows, a forward pass (default: 1)",
-    )
-    parser.add_argument(
-        "--scale",
-        type=float,
-        default=1.0,
-        help="the network sees images at this times their size (default: 1)",
-    )
-    parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
-    parser.add_argument(
-        "--passes", type=_at_least(1), default=4, help="of the uncertainty (default: 4)"
-    )
-    parser.add_argument(
-        "--frames", action="store_true", help="the frames of videos as pictures, too"
-    )
-    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    given = parser.parse_args()
+    options = command.tool(__doc__)
+    number = command.at_least(1)
+    add = options.add_argument
+    add("inputs", nargs="+", type=Path, help="images, videos, folders of them")
+    add("--model", type=Path, default=Path("models/adapted.safetensors"))
+    add("--out", type=Path, required=True, help="folder for the predictions")
+    text = "slide square windows over the (scaled) image, in pixels (default: see it whole)"
+    add("--windows", nargs=2, type=number, metavar=("EXTENT", "STEP"), help=text)
+    text = "images of one size, or windows, a forward pass (default: 1)"
+    add("--batch", type=number, default=1, help=text)
+    text = "the network sees images at this times their size (default: 1)"
+    add("--scale", type=float, default=1.0, help=text)
+    add("--flip", action="store_true", help="average with the mirrored image")
+    add("--passes", type=number, default=4, help="of the uncertainty (default: 4)")
+    add("--frames", action="store_true", help="the frames of videos as pictures, too")
+    add("--device", choices=("auto", "cuda", "cpu"), default="auto")
 
-    def work() -> None:
-        windows = None
-        if given.windows:
-            extent, step = given.windows
-            sizes = {"extent": [extent, extent], "step": [step, step]}
-            windows = validate(Windows, sizes, "--windows")
-        if not 0.0 < given.scale < 100.0:
-            raise ValueError(f"--scale {given.scale}: must be above 0 and below 100")
-        settings = Settings(
-            given.device, given.batch, windows, given.scale, given.flip, given.passes, given.frames
+    def work(given: Namespace) -> None:
+        network = ssda.load(
+            given.model,
+            device=given.device,
+            windows=given.windows,
+            batch=given.batch,
+            scale=given.scale,
+            flip=given.flip,
+            passes=given.passes,
         )
-        predict(given.model, given.inputs, given.out, settings)
+        predict(network, given.inputs, given.out, frames=given.frames)
 
-    command.guard(work, debug=given.debug)
+    command.start(options, work)
 
 
 if __name__ == "__main__":

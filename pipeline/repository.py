@@ -1,13 +1,10 @@
-"""The repository that a stage runs in: where it is, what dvc.yaml and dvc.lock say, locks."""
+"""The repository that a stage runs in: where it is, what git, dvc.yaml and dvc.lock say."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +15,9 @@ from ssda.sections import read_yaml
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
+
+CODE = Path(__file__).resolve().parents[1]
+"""The folder of the code that runs, which need not be the working directory."""
 
 
 @dataclass(frozen=True)
@@ -70,26 +70,41 @@ def git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def stages(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Stage:
+    """A stage of dvc.yaml.
+
+    Attributes:
+        deps: paths that it depends on.
+        outs: paths that it leaves.
+        params: keys of params.yaml that it reads.
+    """
+
+    deps: list[str]
+    outs: list[str]
+    params: list[str]
+
+
+def stages(folder: Path) -> dict[str, Stage]:
     """The stages in a folder's dvc.yaml; empty without one."""
+
+    def paths(stage: dict[str, Any], *kinds: str) -> list[str]:
+        entries = [entry for kind in kinds for entry in stage.get(kind, [])]
+        return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
     path = folder / "dvc.yaml"
     found = read_yaml(path)["stages"] if path.exists() else {}
-    return {name: stage.get("do", stage) for name, stage in found.items()}  # do: one a source
+    found = {name: stage.get("do", stage) for name, stage in found.items()}  # do: one a source
+    return {
+        name: Stage(paths(stage, "deps"), paths(stage, "outs", "metrics"), paths(stage, "params"))
+        for name, stage in found.items()
+    }
 
 
-def dependencies(stage: dict[str, Any]) -> list[str]:
-    """Paths that a stage of dvc.yaml depends on."""
-    return _paths(stage, "deps")
-
-
-def outputs(stage: dict[str, Any]) -> list[str]:
-    """Paths that a stage of dvc.yaml leaves."""
-    return [*_paths(stage, "outs"), *_paths(stage, "metrics")]
-
-
-def _paths(stage: dict[str, Any], kind: str) -> list[str]:
-    entries = stage.get(kind, [])
-    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+def code_of(folder: Path) -> list[str]:
+    """The Python files that the stages in a folder's dvc.yaml depend on."""
+    deps = {dep for stage in stages(folder).values() for dep in stage.deps}
+    return sorted(dep for dep in deps if dep.endswith(".py"))
 
 
 def recorded_outputs(folder: Path) -> dict[str, str]:
@@ -238,47 +253,3 @@ def digest(text: str, paths: Mapping[str, Path]) -> str:
                 total.update(os.fsencode(f"\n{name}\n{file.relative_to(path)}\n"))
                 total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()
-
-
-@contextmanager
-def locked(path: Path, what: str = "", patience: float | None = None) -> Generator[None]:
-    """Holds a lock between processes, where the system has file locks.
-
-    The lock is the process's: it falls when that dies, however it does.
-
-    Args:
-        path: of the lock's file, which says who holds it.
-        what: for messages: what the holder does.
-        patience: seconds to wait for another holder; None: as long as it takes, without a word.
-
-    Raises:
-        ValueError: another process still holds the lock; the message says which.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        if patience is None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        else:
-            end, told = time.monotonic() + patience, patience == 0
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    file.seek(0)
-                    holder = f"{file.read().strip() or 'another process'} {what}"
-                    if time.monotonic() >= end:
-                        raise ValueError(f"{holder}; stop it first (lock: {path})") from error
-                    if not told:
-                        print(f"waiting up to {patience:.0f} s: {holder}", file=sys.stderr)
-                        told = True
-                    time.sleep(0.2)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield

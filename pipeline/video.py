@@ -13,7 +13,7 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 import cv2
 import numpy as np
 
-from pipeline.resume import warn
+from pipeline.training.state import warn
 from ssda.files import write_atomically
 
 RATE = 25.0

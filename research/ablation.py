@@ -32,8 +32,8 @@ from types import FrameType
 from typing import Any
 
 import torch
+from filelock import FileLock
 
-from pipeline.repository import locked
 from research.controls import balanced
 from research.label_free import label_free_indicators
 from research.targets import FOLDER, TARGETS, Splits, parameters, splits_of
@@ -249,7 +249,7 @@ def _leave(signal_number: int, frame: FrameType | None) -> None:
 def pretrained(params: Params, data: Splits) -> Segmenter:
     """The pretrained network that variants share; whoever needs it first trains it."""
     path = pretrained_path(params, data.digest)
-    with locked(path.with_suffix(".lock")):
+    with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
             network = trained(
                 imagenet(params, data.space), data.source, params, params.pretrain.iterations
@@ -354,7 +354,7 @@ def read_results(path: Path) -> list[Result]:
 
 def add_result(path: Path, result: Result) -> None:
     """Add a run to a file that other processes may add to at the same time."""
-    with locked(FOLDER / "results.lock"):
+    with FileLock(FOLDER / "results.lock"):
         write_results(path, [*read_results(path), result])
 
 

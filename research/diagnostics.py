@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,22 +35,23 @@ from ssda.datasets.loading import (
 from ssda.engine.checkpoints import load_network
 from ssda.files import write_json
 from ssda.labels import IGNORE, load_space
-from ssda.method.adaptation import Networks, mixed_gradients, target_gradients
-from ssda.method.guidance import Task, guide, shrink_mask
-from ssda.method.losses import source_loss
-from ssda.method.source import ImageNetPull, frozen_encoder, source_gradients
+from ssda.method.adaptation import Networks, crf_loss, mixed, seed_loss, source_losses
+from ssda.method.guidance import Guidance, Task, guide, shrink_mask, step_draws
+from ssda.method.learning import Loss, learn
+from ssda.method.losses import labelling_loss, source_loss, uncertainty_loss
+from ssda.method.mixing import jitter
 from ssda.method.subdomains import (
     PredictedShares,
     corrected_ratios,
     keep_ratios,
     select_seeds,
 )
-from ssda.method.teacher import create_teacher
+from ssda.method.teacher import create_teacher, frozen
 from ssda.method.trucrf import truncated_crf_loss
 from ssda.method.uncertainty import STATISTICS
 from ssda.networks.encoders import Encoder, load_imagenet_weights
 from ssda.networks.heads import enlarge
-from ssda.networks.segmenter import Segmenter
+from ssda.networks.segmenter import Segmenter, Views
 from ssda.params import Adapt, Params
 from ssda.randomness import generators
 
@@ -441,7 +443,7 @@ def gradients(
     encoder = Encoder(params.model)
     load_imagenet_weights(encoder, params.model)
     predicted = PredictedShares(len(frequencies))
-    networks = Networks(student, teacher, frozen_encoder(encoder), predicted)
+    networks = Networks(student, teacher, frozen(encoder), predicted)
     samples = SourceSamples(
         [data.source], params.images, params.sampling, params.random_state, "diagnostics"
     )
@@ -460,11 +462,8 @@ def gradients(
         batch = source.to(torch.device("cpu"))
         terms = _terms(networks, batch, target, truth[corner], frequencies, params, step)
         truth_gradient = _gradient(student, terms.pop("truth"))
-        source_gradient = _gradient(student, terms["source"])
         for name, add in terms.items():
             gradient = _gradient(student, add)
-            if name == "feature distance":  # comes with the source loss
-                gradient -= source_gradient
             cosine = functional.cosine_similarity(gradient, truth_gradient, dim=0)
             found.setdefault(name, []).append((float(gradient.norm()), float(cosine)))
     rows: list[Gradient] = []
@@ -485,52 +484,70 @@ def _terms(
 ) -> dict[str, Callable[[], object]]:
     """Functions that each add the gradient of one term, unweighted, to the student's."""
     student = networks.student
-    imagenet = networks.imagenet
-    assert imagenet is not None
-    draws = generators(params.random_state, "diagnostics", step, len(source.images))
+    count = len(source.images)
     things = load_space(params.labels).things
 
-    def task(weights: dict[str, float], trucrf: float = 0.0, **changes: str) -> Task:
-        nothing = dict.fromkeys(("mix", "seed", "uncertainty", "feature_distance"), 0.0)
+    def task(weights: dict[str, float], **changes: str) -> Task:
         settings: Adapt = params.adapt.model_copy(
             update={
-                "losses": params.adapt.losses.model_copy(
-                    update=nothing | {"target": 1.0} | weights
-                ),
-                "trucrf": params.adapt.trucrf.model_copy(update={"weight": trucrf}),
+                "losses": params.adapt.losses.model_copy(update={"target": 1.0} | weights),
                 "uncertainty": params.adapt.uncertainty.model_copy(update=changes),
             }
         )
         return Task(settings, frequencies, things, params.random_state)
 
-    def on_target(chosen: Task) -> Callable[[], object]:
-        guidance = guide(networks.teacher, networks.predicted, target, chosen, step)
-        return lambda: target_gradients(student, target, guidance, chosen, step)
+    def on_source(name: str) -> Callable[[], object]:
+        terms, _ = source_losses(networks, source, task({name: 1.0}))
+        return alone(source.images, "source dropout", terms[name].of)
 
-    def on_mix(chosen: Task) -> Callable[[], object]:
+    def on_target(
+        loss: Callable[..., Tensor], passes: int = 1, **changes: str
+    ) -> Callable[[], object]:
+        chosen = task({"seed": 1.0}, **changes)
         guidance = guide(networks.teacher, networks.predicted, target, chosen, step)
-        return lambda: mixed_gradients(student, source, target, guidance, chosen, step)
+        images, augmentation = target.images, params.adapt.augmentation
+        if augmentation.jitter_target:
+            images = jitter(images, augmentation, step_draws(chosen, "target jitter", step, count))
+        return alone(images, "target dropout", partial(loss, guidance=guidance), passes)
+
+    def on_mix(weighting: str) -> Callable[[], object]:
+        chosen = task({"mix": 1.0}, weighting=weighting)
+        guidance = guide(networks.teacher, networks.predicted, target, chosen, step)
+        drawn = step_draws(chosen, "mixing", step, count)
+        images, labels, weights = mixed(source, target, guidance, params.adapt.augmentation, drawn)
+        loss = partial(labelling_loss, labels=labels, weights=weights)
+        return alone(images, "mixed dropout", loss)
+
+    def alone(
+        images: Tensor, purpose: str, loss: Callable[[Views], Tensor], passes: int = 1
+    ) -> Callable[[], object]:
+        def add() -> None:
+            draws = generators(params.random_state, f"diagnostics {purpose}", step, count)
+            learn(student, images, draws, {purpose: Loss(1.0, loss)}, passes=passes)
+
+        return add
 
     def on_truth() -> None:
         logits = student(target.images)
         source_loss(enlarge(logits, truth.shape[-2:]), truth).backward()
 
-    pull = ImageNetPull(
-        imagenet, params.adapt.feature_distance, 1.0, load_space(params.labels).things
-    )
+    def disagreement(seen: Views, guidance: Guidance) -> Tensor:
+        return uncertainty_loss(seen.logits)
+
+    crf = partial(crf_loss, images=target.images, settings=params.adapt.trucrf)
     return {
         "truth": on_truth,
-        "source": lambda: source_gradients(student, source, draws),
-        "feature distance": lambda: source_gradients(student, source, draws, pull),
-        "mix, weight q": on_mix(task({"mix": 1.0}, weighting="share")),
-        "mix, threshold a pixel": on_mix(task({"mix": 1.0}, weighting="pixel")),
-        "seed, weight q": on_target(task({"seed": 1.0}, weighting="share")),
-        "seed, threshold a pixel": on_target(task({"seed": 1.0}, weighting="pixel")),
+        "source": on_source("source"),
+        "feature distance": on_source("feature_distance"),
+        "mix, weight q": on_mix("share"),
+        "mix, threshold a pixel": on_mix("pixel"),
+        "seed, weight q": on_target(seed_loss, weighting="share"),
+        "seed, threshold a pixel": on_target(seed_loss, weighting="pixel"),
         "seed by mutual information": on_target(
-            task({"seed": 1.0}, statistic="mutual_information", weighting="share")
+            seed_loss, statistic="mutual_information", weighting="share"
         ),
-        "uncertainty": on_target(task({"uncertainty": 1.0})),
-        "TruCRF": on_target(task({}, trucrf=1.0)),
+        "uncertainty": on_target(disagreement, params.adapt.uncertainty.student_passes),
+        "TruCRF": on_target(crf),
     }
 
 

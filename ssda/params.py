@@ -406,19 +406,13 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
-    def _crops_are_large_enough(self) -> Params:
+    def _blur_fits(self) -> Params:
         crop, sigmas = self.images.crop, self.adapt.augmentation.blur_sigma
         if math.ceil(3 * sigmas[1]) >= min(crop):
             raise ValueError(
                 f"adapt.augmentation.blur_sigma = {list(sigmas)}: must be at most "
                 f"{(min(crop) - 1) // 3} with images.crop = {list(crop)}"
             )
-        for stage in ("pretrain", "adapt"):
-            if getattr(self, stage).batch_size == 1 and max(crop) <= 32:
-                raise ValueError(
-                    f"images.crop = {list(crop)}: a side must be above 32 with "
-                    f"{stage}.batch_size = 1, as batch normalisation needs more than one value"
-                )
         return self
 
     @model_validator(mode="after")

@@ -1,12 +1,24 @@
-"""Many tensors at once, and from the host to the device: without a wait, in few kernels."""
+"""Many tensors at once, from the host to the device without a wait, and out of PyTorch's files."""
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+SCALAR: Any = np.float64(0).__reduce__()[0]
+HARMLESS: list[Any] = [
+    *((SCALAR, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")),
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8", "?")),
+]
+"""What training tools leave beside the tensors: numbers of NumPy, under its old and new names."""
 
 
 def on_device(values: np.ndarray, device: torch.device) -> Tensor:
@@ -31,3 +43,23 @@ def of_one_type(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 def copy_all(values: list[Tensor], targets: list[Tensor]) -> None:
     """Copy each of the values to its target."""
     torch._foreach_copy_(targets, values)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+
+
+def read_torch_file(path: Path) -> Any:
+    """What a file of `torch.save` holds: tensors, texts, numbers and containers; no code is run.
+
+    Raises ValueError with one line that names the file where it is none, is damaged, or holds an
+    object of another kind, which is named.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle's protocol
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever an unpickler raises on what is no pickle
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            reason = f"holds {found[1]}, which is neither tensor, text nor number"
+        else:
+            reason = "not a file of PyTorch, or a damaged one"
+        raise ValueError(f"{path}: {reason}") from error

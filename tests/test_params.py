@@ -81,16 +81,6 @@ def test_a_bad_value_names_key_value_and_what_is_allowed(
         assert repr(value) in message
 
 
-def test_a_crop_of_one_cell_needs_more_images() -> None:
-    one = {"images.crop": [32, 32], "adapt.batch_size": 1}
-    with pytest.raises(
-        ValueError, match=r"images.crop = \[32, 32\]: .* 32 with adapt.batch_size = 1"
-    ):
-        make_params(one)
-    assert make_params(one | {"images.crop": [64, 32]}).adapt.batch_size == 1
-    assert make_params(one | {"adapt.batch_size": 2}).images.crop == (32, 32)
-
-
 def test_passes_that_cannot_differ_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^params.yaml: model.dropout = 0.0: must be above 0"):
         make_params({"model.dropout": 0.0})

@@ -16,9 +16,8 @@ from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.engine.device import set_up
 from ssda.engine.training import Progress, StepRecord, create_optimiser, train
 from ssda.labels import CITYSCAPES
-from ssda.method.adaptation import joint_step
-from ssda.method.guidance import PREDICTED_SHARE
-from ssda.method.teacher import moving_average
+from ssda.method.adaptation import follow_student, joint_step
+from ssda.method.learning import Report
 from ssda.params import Margins, Params
 
 SMALL = os.environ.get("SMALL") == "1"
@@ -74,7 +73,7 @@ def preset(name: str, crop: int | None = None) -> Params:
         adapt = params.adapt.model_copy(update={"margins": NO_MARGINS})
         sampling = params.sampling.model_copy(update={"min_pixels": 1})
         little = {"model": model, "adapt": adapt, "sampling": sampling}
-        params, crop = params.model_copy(update=little), 64
+        params, crop = params.model_copy(update=little), 32
     runtime = params.runtime.model_copy(update={"device": DEVICE.type})
     params = params.model_copy(update={"runtime": runtime})
     return certain(params) if crop is None else reduced(params, crop)
@@ -110,24 +109,21 @@ def steps(setting: Setting, progress: Progress | None = None) -> Iterator[StepRe
     progress = progress or Progress(create_optimiser(student, settings.optimiser), 0)
     task = made_up_task(params, student.device)
 
-    def add_gradients(batch: tuple[SourceBatch, TargetBatch], step: int) -> dict[str, torch.Tensor]:
+    def add_gradients(batch: tuple[SourceBatch, TargetBatch], step: int) -> Report:
         source, target = batch[0].to(student.device), batch[1].to(student.device)
         return joint_step(networks, source, target, task, step)
 
-    for record in train(
+    return train(
         student,
         settings.optimiser,
         settings.iterations,
         batches(params, progress.steps),
         add_gradients,
-        moving_average(networks.teacher, student, settings.teacher_momentum),
+        follow_student(networks, settings.teacher_momentum),
         progress=progress,
         files=lambda step: [],
         compiled=params.compute.compile,
-    ):
-        if record.problem is None and PREDICTED_SHARE in record.report:
-            networks.predicted.take(record.report[PREDICTED_SHARE])
-        yield record
+    )
 
 
 def median_step(records: Iterator[StepRecord], count: int) -> float:

@@ -42,8 +42,8 @@ def measure(name: str) -> None:
         share = f", {100 * rate / peak:.0f} % of the card's bfloat16 peak" if peak else ""
         put("rate", rate / 1e12, "TFLOP/s", f"{operations / 1e12:.1f} TFLOP a step{share}")
     last = next(records)
-    losses = {k[5:]: v for k, v in last.scalars().items() if k.startswith("loss_")}
-    put("losses", last.problem or "finite", "", " ".join(f"{k}={v:.3g}" for k, v in losses.items()))
+    losses = " ".join(f"{name}={float(v):.3g}" for name, v in last.report.losses.items())
+    put("losses", last.problem or "finite", "", losses)
     if ON_CARD:
         count_waits(lambda: next(records))
     kernels(lambda: next(records), taken)

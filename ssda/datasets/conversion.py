@@ -14,7 +14,6 @@ from typing import TypeVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ssda.datasets.index import Index, Record, write_index
 from ssda.datasets.layouts import Layout, RawImage, find_images, find_labels
@@ -189,8 +188,11 @@ def _convert_images(
     with ThreadPoolExecutor() as pool:
         try:
             results = pool.map(partial(_convert_image, task), images)
-            bar = tqdm(results, title, len(images), unit=" images", disable=not progress)
-            return tuple(record for record in bar if record is not None)
+            if progress:
+                from tqdm import tqdm
+
+                results = tqdm(results, title, len(images), unit=" images")
+            return tuple(record for record in results if record is not None)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -27,6 +27,7 @@ LARGEST = 1 << 30
 DARK = 1 << 14
 """A 16-bit image below this holds 14 bits or fewer, of which the upper 8 of 16 are nearly black."""
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+TIFF = (b"II*\0", b"MM\0*")
 """What files of these kinds begin with."""
 END_OF_IMAGE = b"\xff\xd9"
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -70,10 +71,12 @@ def read_rgb(path: Path) -> np.ndarray:
     Of 16 bits the upper 8 are taken, grey is repeated, palettes are looked up, an alpha channel is
     left out, of several pictures in a file the first is taken.
 
-    Raises ValueError or OSError for what is no image, truncated, damaged, too large, or so dark in
-    16 bits that 8 would be black.
+    Raises ValueError or OSError for what is no image, truncated, damaged, too large, so dark in
+    16 bits that 8 would be black, or a TIFF that is transparent: OpenCV darkens it.
     """
     content = path.read_bytes()
+    if content.startswith(TIFF) and _is_transparent(decode(content, cv2.IMREAD_UNCHANGED)):
+        raise ValueError("a TIFF with transparent pixels: save it without its alpha channel")
     mode = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
     if not content.startswith((PNG, JPEG)):
         pixels = decode(content, mode)
@@ -246,6 +249,12 @@ def _orientation(exif: bytes) -> int:
     except struct.error:  # it points behind its end
         pass
     return 1
+
+
+def _is_transparent(pixels: np.ndarray) -> bool:
+    if pixels.shape[2:] != (4,) or pixels.dtype not in (np.uint8, np.uint16):
+        return False
+    return int(pixels[..., 3].min()) < np.iinfo(pixels.dtype).max
 
 
 def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:

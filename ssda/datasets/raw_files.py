@@ -8,7 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ssda.datasets.image_files import PNG, decode, find_fault, read_end, read_header, read_rgb
 from ssda.datasets.layouts import Layout, Values, describe, describe_allowed
@@ -25,9 +24,6 @@ PNG_KINDS: dict[Values, tuple[tuple[int, int], ...]] = {
     "colours": ((8, 2), (8, 6), (8, 3), (4, 3), (2, 3), (1, 3)),
 }
 BITS: dict[Values, int] = {"index": 8, "red16": 16, "colours": 24}
-
-# `read_header` refuses what is too large; Pillow's own limit is lower, and half of it a warning.
-Image.MAX_IMAGE_PIXELS = None
 
 
 def image_facts(
@@ -96,6 +92,10 @@ def _read_values(path: Path, values: Values) -> NDArray[np.integer]:
         raise ValueError(f"{bits}-bit {kind} PNG, needed is {needed[values]}")
     if values == "red16":  # Pillow has no 16-bit colour
         return decode(content, cv2.IMREAD_UNCHANGED)[..., 2]  # OpenCV's order is blue, green, red
+    from PIL import Image
+
+    # `read_header` refuses what is too large; Pillow's own limit is lower, half of it a warning.
+    Image.MAX_IMAGE_PIXELS = None
     try:
         with Image.open(BytesIO(content), formats=("PNG",)) as image:
             if values == "index":

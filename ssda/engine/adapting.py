@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,11 +20,11 @@ from ssda.datasets.loading import (
 from ssda.engine.statistics import use_target_statistics
 from ssda.engine.training import Progress, StepRecord, create_optimiser, train
 from ssda.labels import LabelSpace
-from ssda.method.adaptation import Networks, joint_step, look
-from ssda.method.guidance import PREDICTED_SHARE, Task
-from ssda.method.source import frozen_encoder
+from ssda.method.adaptation import Networks, follow_student, joint_step, look
+from ssda.method.guidance import Task
+from ssda.method.learning import Report
 from ssda.method.subdomains import PredictedShares
-from ssda.method.teacher import create_teacher, moving_average
+from ssda.method.teacher import create_teacher, frozen
 from ssda.networks.encoders import Encoder, load_imagenet_weights
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
@@ -39,7 +40,7 @@ def start_networks(student: Segmenter, target: Index, params: Params) -> Network
         imagenet.stage(params.adapt.feature_distance.stride)  # says so now where there is none
         load_imagenet_weights(imagenet, params.model)
         imagenet.precision = student.encoder.precision
-        imagenet = frozen_encoder(imagenet).to(student.device)
+        imagenet = frozen(imagenet).to(student.device)
     predicted = PredictedShares(student.num_classes).to(student.device)
     teacher = create_teacher(student)
     if params.compute.compile:
@@ -78,24 +79,27 @@ def adapt_steps(
     frequencies = torch.from_numpy(class_frequencies(sources)).to(device)
     task = Task(settings, frequencies, space.things, params.random_state)
     steps = range(progress.steps, settings.iterations)
-    games = SourceSamples(sources, params.images, params.sampling, params.random_state, "adapt")
-    cities = TargetSamples(target, params.images, settings.margins, params.random_state)
+    labelled = SourceSamples(sources, params.images, params.sampling, params.random_state, "adapt")
+    unlabelled = TargetSamples(target, params.images, settings.margins, params.random_state)
     workers, pin = params.runtime.workers, device.type == "cuda"
-    labelled = source_batches(games, steps, settings.batch_size, workers, pin=pin)
-    unlabelled = target_batches(cities, steps, settings.batch_size, workers, pin=pin)
+    batches = zip(
+        source_batches(labelled, steps, settings.batch_size, workers, pin=pin),
+        target_batches(unlabelled, steps, settings.batch_size, workers, pin=pin),
+        strict=True,
+    )
 
-    def add_gradients(batch: tuple[SourceBatch, TargetBatch], step: int) -> dict[str, torch.Tensor]:
+    def add_gradients(batch: tuple[SourceBatch, TargetBatch], step: int) -> Report:
         source, target = batch[0].to(device), batch[1].to(device)
         report = joint_step(networks, source, target, task, step)
         every = params.runtime.picture_every
         if every and (step == 0 or (step + 1) % every == 0):
-            report |= look(networks, source, target, task, step)
+            report = replace(report, images=look(networks, source, target, task, step))
         return report
 
     def files(step: int) -> list[Path]:
         return [
             path
-            for samples in (games, cities)
+            for samples in (labelled, unlabelled)
             for path in batch_files(samples, step, settings.batch_size)
         ]
 
@@ -103,15 +107,13 @@ def adapt_steps(
         networks.student,
         settings.optimiser,
         settings.iterations,
-        zip(labelled, unlabelled, strict=True),
+        batches,
         add_gradients,
-        moving_average(networks.teacher, networks.student, settings.teacher_momentum),
+        follow_student(networks, settings.teacher_momentum),
         progress=progress,
         files=files,
         compiled=params.compute.compile,
     ):
-        if record.problem is None and PREDICTED_SHARE in record.report:
-            networks.predicted.take(record.report[PREDICTED_SHARE])
         if record.step == settings.iterations - 1:
             for network in (networks.student, networks.teacher):
                 use_target_statistics(network, target, params)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ssda.datasets.index import Index
+from ssda.datasets.index import Index, Record
 from ssda.datasets.loading import EvaluationSamples, evaluation_batches
 from ssda.engine.metrics import known_classes, mean_iou, pair_counts
 from ssda.labels import IGNORE, LabelSpace
@@ -23,8 +23,39 @@ from ssda.processes import summed
 from ssda.randomness import generator
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """An image of a split and what networks say of it.
+
+    Attributes:
+        record: the image.
+        truth: (H, W) uint8 train ids; None without label.
+        found: those of each network, (H, W) uint8 at the size of the truth, or of the image.
+    """
+
+    record: Record
+    truth: Tensor | None
+    found: list[Tensor] = field(default_factory=list[Tensor])
+
+    @property
+    def size(self) -> torch.Size:
+        """(H, W) of the ids."""
+        if self.truth is not None:
+            return self.truth.shape
+        return torch.Size((self.record.height, self.record.width))
+
+
+def ignore(_: Labelled) -> None:
+    """What `score` does with an image beside counting it."""
+
+
 @torch.inference_mode()
-def score(networks: Sequence[Segmenter], index: Index, params: Params) -> list[Tensor]:
+def score(
+    networks: Sequence[Segmenter],
+    index: Index,
+    params: Params,
+    watch: Callable[[Labelled], object] = ignore,
+) -> list[Tensor]:
     """Confusion matrix (C, C) int64 of each network, on the CPU, at the labels' full size.
 
     Each image is read once, for all networks, and seen as `evaluate` says. Pixels are counted on
@@ -32,8 +63,9 @@ def score(networks: Sequence[Segmenter], index: Index, params: Params) -> list[T
 
     Args:
         networks: on one device; in evaluation mode for the while.
-        index: a labelled split.
+        index: a split; images without label count nowhere.
         params: sizes, windows, flip.
+        watch: is told of each image when it is counted.
     """
     device = networks[0].device
     totals = [
@@ -46,14 +78,20 @@ def score(networks: Sequence[Segmenter], index: Index, params: Params) -> list[T
             stack.enter_context(evaluating(network))
         for batch in evaluation_batches(samples, _most(params), params.runtime.workers):
             images = batch.images.to(device, non_blocking=True)
-            labels = [
-                label.to(device, non_blocking=True) for label in batch.labels if label is not None
+            records = [index.records[number] for number in batch.numbers]
+            seen = [
+                Labelled(record, label if label is None else label.to(device, non_blocking=True))
+                for record, label in zip(records, batch.labels, strict=True)
             ]
             for network, total in zip(networks, totals, strict=True):
                 logits = _see(network, images, params)
-                for image_logits, label in zip(logits, labels, strict=True):
-                    found = _classes(image_logits.unsqueeze(0), label.shape)
-                    total += pair_counts(found, label, network.num_classes)
+                for each, image_logits in zip(seen, logits, strict=True):
+                    found = _classes(image_logits.unsqueeze(0), each.size)
+                    each.found.append(found)
+                    if each.truth is not None:
+                        total += pair_counts(found, each.truth, network.num_classes)
+            for each in seen:
+                watch(each)
     return [known_classes(counts) for counts in summed(torch.stack(totals)).cpu()]
 
 

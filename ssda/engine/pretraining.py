@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -10,7 +11,8 @@ from ssda.datasets.batches import SourceBatch
 from ssda.datasets.index import Index
 from ssda.datasets.loading import SourceSamples, batch_files, source_batches
 from ssda.engine.training import Progress, StepRecord, create_optimiser, train
-from ssda.method.source import source_gradients
+from ssda.method.learning import Loss, Report, learn
+from ssda.method.losses import labelling_loss
 from ssda.networks.encoders import load_imagenet_weights
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
@@ -52,9 +54,11 @@ def pretrain_steps(
     workers, pin = params.runtime.workers, device.type == "cuda"
     batches = source_batches(samples, steps, settings.batch_size, workers, pin=pin)
 
-    def add_gradients(batch: SourceBatch, step: int) -> dict[str, torch.Tensor]:
+    def add_gradients(batch: SourceBatch, step: int) -> Report:
         dropout = generators(params.random_state, "pretrain dropout", step, len(batch.images))
-        return source_gradients(network, batch.to(device), dropout)
+        source = batch.to(device)
+        terms = {"source": Loss(1.0, partial(labelling_loss, labels=source.labels))}
+        return Report(learn(network, source.images, dropout, terms, fills_statistics=True))
 
     network.train()
     yield from train(

@@ -6,9 +6,8 @@ from ssda.datasets.batches import EvaluationBatch
 from ssda.datasets.index import Index
 from ssda.datasets.loading import Size, evaluation_batches
 from ssda.engine.evaluation import spread
-from ssda.method.source import stochastic_pass
 from ssda.networks.normalisation import reestimate_statistics
-from ssda.networks.segmenter import Segmenter
+from ssda.networks.segmenter import Segmenter, stochastic_pass
 from ssda.params import Params
 from ssda.randomness import generator
 

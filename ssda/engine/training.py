@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ssda.engine.flops import FlopCounter
 from ssda.engine.speed import Cost, awaited
+from ssda.method.learning import Report
 from ssda.networks.normalisation import batch_normalisations
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Optimiser
@@ -48,20 +50,20 @@ class StepRecord:
     Attributes:
         step: number of the step, from 0.
         learning_rate: the encoder's.
-        report: detached tensors, still on the device; `scalars` brings them off it.
+        report: still on the device; `scalars` brings its scalars off it.
         problem: what was not finite, so that the step changed nothing; None in a good step.
         cost: what the step took.
     """
 
     step: int
     learning_rate: float
-    report: dict[str, Tensor]
+    report: Report
     problem: str | None
     cost: Cost
 
     def scalars(self) -> dict[str, float]:
-        """The report's scalars as numbers; one wait for the device."""
-        scalars = {name: value for name, value in self.report.items() if value.dim() == 0}
+        """Losses (`loss_...`) and scalars of the report as numbers; one wait for the device."""
+        scalars = _named(self.report.losses) | self.report.scalars
         values = torch.stack([value.double() for value in scalars.values()]).tolist()
         return dict(zip(scalars, values, strict=True))
 
@@ -71,8 +73,8 @@ def train(
     settings: Optimiser,
     iterations: int,
     batches: Iterable[BatchType],
-    add_gradients: Callable[[BatchType, int], dict[str, Tensor]],
-    after_update: Callable[[int], None] | None = None,
+    add_gradients: Callable[[BatchType, int], Report],
+    after_update: Callable[[int, Report], None] | None = None,
     *,
     progress: Progress,
     files: Callable[[int], list[Path]],
@@ -89,7 +91,7 @@ def train(
         iterations: length of the learning-rate schedule.
         batches: one for each step that is still to do.
         add_gradients: adds a batch's gradients to the network's, returns its report.
-        after_update: called with the step's number once the weights have changed.
+        after_update: called with the step's number and report once the weights have changed.
         progress: where to begin.
         files: the images in a step's batch, for messages.
         compiled: whether the network is; its operations are not counted then.
@@ -120,12 +122,12 @@ def train(
             report = add_gradients(batch, step)
         gradients = [p.grad for p in parameters if p.grad is not None]
         combine(gradients, statistics, report)
-        problem = find_problem(gradients, report)
+        problem = find_problem(gradients, report.losses)
         if problem is None:
             left_out = 0
             optimiser.step()
             if after_update is not None:
-                after_update(step)
+                after_update(step, report)
         else:
             left_out += 1
             for values, before in zip(buffers, kept, strict=True):
@@ -141,17 +143,16 @@ def train(
 
 
 @torch.no_grad()
-def combine(gradients: list[Tensor], statistics: list[Tensor], report: dict[str, Tensor]) -> None:
-    """Over processes add up gradients and report, average statistics; in place, in two messages.
-
-    What has rows and columns is for a person to look at and stays the process's own.
-    """
+def combine(gradients: list[Tensor], statistics: list[Tensor], report: Report) -> None:
+    """Over processes add up gradients and report, average statistics; in place, in two messages."""
     if count() == 1:
         return
     for values in statistics:
         values.div_(count())
     add_up([*gradients, *statistics])
-    add_up(value for value in report.values() if value.dim() < 2)
+    add_up(
+        chain.from_iterable(d.values() for d in (report.losses, report.scalars, report.by_class))
+    )
 
 
 def own_statistics(network: nn.Module) -> list[Tensor]:
@@ -192,16 +193,19 @@ def learning_rate_factor(step: int, iterations: int, warmup: int) -> float:
     return decay * (1.0 - (1.0 - step / warmup) * (1.0 - WARMUP_START))
 
 
-def find_problem(gradients: list[Tensor], report: dict[str, Tensor]) -> str | None:
+def find_problem(gradients: list[Tensor], losses: dict[str, Tensor]) -> str | None:
     """What is not finite, such as "loss_mix = nan"; None where all losses and gradients are.
 
     Reads one number off the device: as all lies on it in one sum, a step waits once.
     """
-    losses = {name: value for name, value in report.items() if name.startswith("loss_")}
     norm = nn.utils.get_total_norm(gradients)
     if math.isfinite(float(torch.stack([norm, *losses.values()]).sum())):
         return None
-    for name, value in {**losses, "norm of the gradient": norm}.items():
+    for name, value in (_named(losses) | {"norm of the gradient": norm}).items():
         if not math.isfinite(float(value)):
             return f"{name} = {float(value)}"
     return "sum of the losses is not finite"
+
+
+def _named(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"loss_{name}": value for name, value in losses.items()}

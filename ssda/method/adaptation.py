@@ -15,7 +15,9 @@ gradient. Source and mixed images are normalised by their own batch and leave th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,23 +26,26 @@ from torch.nn import functional
 
 from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.labels import IGNORE
-from ssda.method.guidance import Guidance, Task, enlarge_mask, guide, indicators, step_draws
-from ssda.method.losses import labelling_loss, uncertainty_loss
-from ssda.method.mixing import blur, jitter, mask_blocks, mix, paste_mask
-from ssda.method.source import (
-    ImageNetPull,
-    backpropagate,
-    source_gradients,
-    stochastic_pass,
+from ssda.method.guidance import (
+    PREDICTED_SHARE,
+    Guidance,
+    Task,
+    enlarge_mask,
+    guide,
+    indicators,
+    step_draws,
 )
+from ssda.method.learning import Loss, Report, learn
+from ssda.method.losses import feature_distance, labelling_loss, thing_cells, uncertainty_loss
+from ssda.method.mixing import blur, jitter, mask_blocks, mix, paste_mask
 from ssda.method.subdomains import PredictedShares
+from ssda.method.teacher import moving_average
 from ssda.method.trucrf import truncated_crf_loss
 from ssda.networks.encoders import Encoder
 from ssda.networks.heads import enlarge
-from ssda.networks.normalisation import kept_statistics
-from ssda.networks.segmenter import Segmenter
-from ssda.params import Augmentation
-from ssda.processes import share
+from ssda.networks.segmenter import Segmenter, Views
+from ssda.params import Adapt, Augmentation, TruCRF
+from ssda.processes import divided, share
 
 SHOWN = 2
 """How many images of a batch `look` shows, at most."""
@@ -65,7 +70,7 @@ class Networks:
 
 def joint_step(
     networks: Networks, source: SourceBatch, target: TargetBatch, task: Task, step: int
-) -> dict[str, Tensor]:
+) -> Report:
     """Add the gradients of one joint step to the student's; the caller updates the weights.
 
     Args:
@@ -76,90 +81,104 @@ def joint_step(
         step: number of the step, from 0; addresses its random draws.
 
     Returns:
-        Detached losses (`loss_...`, unweighted) and label-free indicators; those of several
-        processes add up. All scalars but two (C,): `seed_share`, the share of each class's pseudo
-        labels that are seeds (NaN: no label), and `predicted_share`, what the running shares
-        become with this step.
+        The losses and label-free indicators. By class: `seed_share`, the share of each class's
+        pseudo labels that are seeds (NaN: no label), and `predicted_share`, what the running
+        shares become with this step.
     """
-    settings = task.settings
-    pull = None
-    if networks.imagenet is not None:
-        weight = settings.losses.feature_distance
-        pull = ImageNetPull(networks.imagenet, settings.feature_distance, weight, task.things)
-    dropout = step_draws(task, "source dropout", step, len(source.images))
-    with kept_statistics(networks.student):
-        report = source_gradients(networks.student, source, dropout, pull)
+    settings, student = task.settings, networks.student
+    weights, augmentation = settings.losses, settings.augmentation
+    draws = partial(step_draws, task, step=step, count=len(source.images))
+
+    terms, scalars = source_losses(networks, source, task)
+    losses = learn(student, source.images, draws("source dropout"), terms)
+
     guidance = guide(networks.teacher, networks.predicted, target, task, step)
-    report |= indicators(guidance, len(task.class_frequencies))
-    report |= target_gradients(networks.student, target, guidance, task, step)
-    if settings.losses.mix > 0:
-        with kept_statistics(networks.student):
-            report |= mixed_gradients(networks.student, source, target, guidance, task, step)
-    if settings.losses.masked > 0:
-        with kept_statistics(networks.student):
-            report |= masked_gradients(networks.student, target, guidance, task, step)
-    return report
 
-
-def target_gradients(
-    student: Segmenter, target: TargetBatch, guidance: Guidance, task: Task, step: int
-) -> dict[str, Tensor]:
-    """Gradients of w_t (w_seed L_seed + w_unc L_unc + w_crf L_crf), from one target pass."""
-    settings = task.settings
-    weights = settings.losses
     images = target.images
-    if settings.augmentation.jitter_target:
-        images = jitter(
-            images, settings.augmentation, step_draws(task, "target jitter", step, len(images))
-        )
-    learns = weights.target * max(weights.seed, weights.uncertainty, settings.trucrf.weight) > 0
+    if augmentation.jitter_target:
+        images = jitter(images, augmentation, draws("target jitter"))
+    crf = partial(crf_loss, images=target.images, guidance=guidance, settings=settings.trucrf)
+    w_t = weights.target
+    terms = {
+        "trucrf": Loss(w_t * settings.trucrf.weight, crf),
+        "seed": Loss(w_t * weights.seed, partial(seed_loss, guidance=guidance)),
+        "uncertainty": Loss(w_t * weights.uncertainty, lambda seen: uncertainty_loss(seen.logits)),
+    }
     passes = settings.uncertainty.student_passes if weights.uncertainty > 0 else 1
-    draws = step_draws(task, "target dropout", step, len(images))
-    with torch.set_grad_enabled(learns):
-        views = stochastic_pass(student, images, passes, draws)
-    if not learns:
-        return {}
-    logits = views.logits[0]
-    losses: dict[str, Tensor] = {}
-    total = logits.new_zeros(())
-    if weights.seed > 0:
-        assert guidance.seeds is not None
-        labels = guidance.pseudo.labels
-        seeds = enlarge_mask(guidance.seeds, labels.shape[-2:])
-        losses["seed"] = labelling_loss(views, labels, guidance.pseudo.weights * seeds)
-        total = total + weights.seed * losses["seed"]
-    if weights.uncertainty > 0:
-        losses["uncertainty"] = uncertainty_loss(views.logits)
-        total = total + weights.uncertainty * losses["uncertainty"]
-    if settings.trucrf.weight > 0:
-        assert guidance.seeds is not None
-        losses["trucrf"] = truncated_crf_loss(
-            logits.softmax(dim=1),
-            functional.adaptive_avg_pool2d(target.images, (logits.shape[-2], logits.shape[-1])),
-            guidance.seeds,
-            radius=settings.trucrf.radius,
-            sigma_xy=settings.trucrf.sigma_xy,
-            sigma_rgb=settings.trucrf.sigma_rgb,
-        ) * share(~guidance.seeds)
-        total = total + settings.trucrf.weight * losses["trucrf"]
-    backpropagate(student, weights.target * total)
-    return {f"loss_{name}": loss.detach() for name, loss in losses.items()}
+    losses |= learn(
+        student, images, draws("target dropout"), terms, passes=passes, fills_statistics=True
+    )
+
+    if weights.mix > 0:
+        drawn = draws("mixing")
+        images, labels, counts = mixed(source, target, guidance, augmentation, drawn)
+        loss = partial(labelling_loss, labels=labels, weights=counts)
+        losses |= learn(student, images, drawn, {"mix": Loss(weights.mix, loss)})
+
+    if weights.masked > 0:
+        drawn = draws("masking")
+        images, labels, counts = masked(target, guidance, student.encoder.mean, settings, drawn)
+        loss = partial(labelling_loss, labels=labels, weights=counts)
+        losses |= learn(student, images, drawn, {"masked": Loss(weights.masked, loss)})
+
+    shares, by_class = indicators(guidance, len(task.class_frequencies))
+    return Report(losses, scalars | shares, by_class)
 
 
-def mixed_gradients(
-    student: Segmenter,
-    source: SourceBatch,
-    target: TargetBatch,
-    guidance: Guidance,
-    task: Task,
-    step: int,
-) -> dict[str, Tensor]:
-    """Gradients of w_mix L_mix."""
-    draws = step_draws(task, "mixing", step, len(source.images))
-    images, labels, weights = mixed(source, target, guidance, task.settings.augmentation, draws)
-    loss = labelling_loss(stochastic_pass(student, images, 1, draws), labels, weights)
-    backpropagate(student, task.settings.losses.mix * loss)
-    return {"loss_mix": loss.detach()}
+def follow_student(networks: Networks, momentum: float) -> Callable[[int, Report], None]:
+    """What changes once the student has, given a step's number and report.
+
+    The teacher, as `moving_average` says, and how often each class is predicted.
+    """
+    update = moving_average(networks.teacher, networks.student, momentum)
+
+    def follow(step: int, report: Report) -> None:
+        update(step)
+        if PREDICTED_SHARE in report.by_class:
+            networks.predicted.take(report.by_class[PREDICTED_SHARE])
+
+    return follow
+
+
+def source_losses(
+    networks: Networks, batch: SourceBatch, task: Task
+) -> tuple[dict[str, Loss], dict[str, Tensor]]:
+    """L_source and w_fd L_fd; and the share of cells in which the features are compared."""
+    terms = {"source": Loss(1.0, partial(labelling_loss, labels=batch.labels))}
+    encoder, settings = networks.imagenet, task.settings.feature_distance
+    if encoder is None:
+        return terms, {}
+    stage = encoder.stage(settings.stride)
+    with torch.no_grad():
+        reference = encoder(networks.student.context(batch.images))[stage]
+        cells = thing_cells(batch.labels, task.things, reference.shape[-2:], settings.min_share)
+    weight = task.settings.losses.feature_distance
+    terms["feature_distance"] = Loss(
+        weight, lambda seen: feature_distance(seen.features[stage], reference, cells)
+    )
+    return terms, {"thing_cell_share": divided(cells.float().mean())}
+
+
+def seed_loss(seen: Views, guidance: Guidance) -> Tensor:
+    """Cross entropy against the pseudo labels on the seeds, weighted as they are."""
+    assert guidance.seeds is not None
+    labels = guidance.pseudo.labels
+    seeds = enlarge_mask(guidance.seeds, labels.shape[-2:])
+    return labelling_loss(seen, labels, guidance.pseudo.weights * seeds)
+
+
+def crf_loss(seen: Views, images: Tensor, guidance: Guidance, settings: TruCRF) -> Tensor:
+    """The truncated CRF on the logits' grid: seeds spread over plain images (N, 3, H, W)."""
+    assert guidance.seeds is not None
+    probabilities = seen.logits[0].softmax(dim=1)
+    return truncated_crf_loss(
+        probabilities,
+        functional.adaptive_avg_pool2d(images, (probabilities.shape[-2], probabilities.shape[-1])),
+        guidance.seeds,
+        radius=settings.radius,
+        sigma_xy=settings.sigma_xy,
+        sigma_rgb=settings.sigma_rgb,
+    ) * share(~guidance.seeds)
 
 
 def mixed(
@@ -179,19 +198,18 @@ def mixed(
     return images, labels, weights
 
 
-def masked_gradients(
-    student: Segmenter, target: TargetBatch, guidance: Guidance, task: Task, step: int
-) -> dict[str, Tensor]:
-    """Gradients of w_masked L_masked (MIC): jitter, blur, mask; the teacher's labels and q."""
-    settings = task.settings
-    draws = step_draws(task, "masking", step, len(target.images))
+def masked(
+    target: TargetBatch,
+    guidance: Guidance,
+    fill: Tensor,
+    settings: Adapt,
+    draws: list[np.random.Generator],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Masked target images (MIC), the teacher's labels and weights: jitter, blur, mask."""
     images = jitter(target.images, settings.augmentation, draws)
     images = blur(images, settings.augmentation, draws)
-    images = mask_blocks(images, student.encoder.mean, settings.masking, draws)
-    pseudo = guidance.pseudo
-    loss = labelling_loss(stochastic_pass(student, images, 1, draws), pseudo.labels, pseudo.weights)
-    backpropagate(student, settings.losses.masked * loss)
-    return {"loss_masked": loss.detach()}
+    images = mask_blocks(images, fill, settings.masking, draws)
+    return images, guidance.pseudo.labels, guidance.pseudo.weights
 
 
 @torch.no_grad()

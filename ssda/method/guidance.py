@@ -28,7 +28,7 @@ from ssda.processes import divided, gathered, own, summed
 from ssda.randomness import generators
 
 PREDICTED_SHARE = "predicted_share"
-"""In a step's report: what the running shares become with the step."""
+"""In a step's report by class: what the running shares become with the step."""
 
 
 @dataclass(frozen=True)
@@ -157,22 +157,23 @@ def seed_weights(pseudo: PseudoLabels, seeds: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def indicators(guidance: Guidance, num_classes: int) -> dict[str, Tensor]:
-    """Label-free indicators of how adaptation goes; those of several processes add up."""
-    report = {
+def indicators(guidance: Guidance, num_classes: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Label-free indicators of how adaptation goes, scalars and by class, as `Report` has them."""
+    scalars = {
         "certain_share": divided(guidance.pseudo.certain_share),
         "entropy": divided(guidance.entropy),
     }
+    by_class: dict[str, Tensor] = {}
     if guidance.uncertainty is not None and guidance.seeds is not None:
         assert guidance.label_counts is not None
+        scalars["uncertainty"] = divided(guidance.uncertainty.mean())
+        scalars["seeds"] = divided(guidance.seeds.float().mean())
         seed_labels = guidance.grid_labels.masked_fill(~guidance.seeds, IGNORE)
         seed_share = label_counts(seed_labels) / guidance.label_counts
-        report["uncertainty"] = divided(guidance.uncertainty.mean())
-        report["seeds"] = divided(guidance.seeds.float().mean())
-        report["seed_share"] = seed_share[:num_classes]
+        by_class["seed_share"] = seed_share[:num_classes]
     if guidance.predicted_shares is not None:
-        report[PREDICTED_SHARE] = divided(guidance.predicted_shares)
-    return report
+        by_class[PREDICTED_SHARE] = divided(guidance.predicted_shares)
+    return scalars, by_class
 
 
 def needs_seeds(task: Task) -> bool:

@@ -72,7 +72,7 @@ def uncertainty_loss(logits: Tensor) -> Tensor:
     """Mutual information of the student's own passes in bits, mean over pixels, with gradient.
 
     Args:
-        logits: (K, N, C, H, W) of K stochastic passes; the loss pulls them together.
+        logits: (K, N, C, h, w) of K stochastic passes; the loss pulls them together.
     """
     return mutual_information(logits.softmax(dim=2)).mean() / count()
 

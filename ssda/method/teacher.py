@@ -19,9 +19,12 @@ ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
 def create_teacher(student: ModuleType) -> ModuleType:
     """A copy of the student in evaluation mode, whose weights never get gradients."""
-    teacher = copy.deepcopy(student).eval()
-    teacher.requires_grad_(False)
-    return teacher
+    return frozen(copy.deepcopy(student))
+
+
+def frozen(network: ModuleType) -> ModuleType:
+    """The network in evaluation mode, without gradients."""
+    return network.requires_grad_(False).eval()
 
 
 def moving_average(

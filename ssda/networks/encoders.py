@@ -9,6 +9,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ssda.networks.mixed_transformer import MixedTransformer
 from ssda.networks.normalisation import batch_normalisations
 from ssda.networks.stochastic_depth import take_over_depth
 from ssda.params import Model
+from ssda.tensors import read_torch_file
 
 STRIDES = (4, 8, 16, 32)
 DILATED_STRIDE = 8
@@ -39,6 +41,10 @@ TIMM_ERRORS = (
 """What timm raises where it cannot build a network."""
 POSITION_TERMS = ("pos_embed", "cls_token", "reg_token")
 MIT = re.compile(r"mit_b[0-5]")
+ANY_SIZE = re.compile(r"(mit_b[0-5]|resnet\d+[a-z]?)(\.\w+)?")
+"""Encoders that round sizes up at each stride, as their convolutions continue maps at all rims."""
+COARSEST = 32
+"""All others see images continued to multiples of this, and none a smaller one."""
 SOURCES = ("hf-hub:", "local-dir:")
 """What an encoder's name begins with where timm is to get its architecture elsewhere."""
 WRAPPERS = ("state_dict", "model", "model_state_dict", "teacher", "module", "backbone", "encoder")
@@ -58,6 +64,7 @@ class Encoder(nn.Module):
         name: of the architecture, as timm or segmentation-models-pytorch has it built in.
         channels: channels of the four maps.
         strides: pixels a cell of the four maps.
+        grid: sides of images must be multiples of this.
         precision: of its passes, and of those of the head behind it: float32 or bfloat16.
         checkpointing: whether activations are computed a second time for the gradient.
         depths: the stochastic depth of its residual branches.
@@ -71,6 +78,7 @@ class Encoder(nn.Module):
         """Build `model.encoder` without weights; ValueError where that cannot be."""
         super().__init__()
         self.name = model.encoder
+        self.grid = 1 if ANY_SIZE.fullmatch(model.encoder) else COARSEST
         if MIT.fullmatch(model.encoder):
             self.network: Any = MixedTransformer(model)
             self.channels: list[int] = self.network.channels
@@ -132,10 +140,11 @@ class Encoder(nn.Module):
                 "encoder"
             )
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[object]:
         """Passes inside are computed in the encoder's precision."""
-        enabled = self.precision != torch.float32
-        return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=enabled)
+        if self.precision == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.mean.device.type, self.precision)
 
     def stage(self, stride: int) -> int:
         """Position of the last map of a stride; ValueError where there is none."""
@@ -309,7 +318,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_torch_file(path)
         return _backbone(_tensors(content))
     except Exception as error:
         reason = str(error).partition("\n")[0]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssda.networks.encoders import DILATED_STRIDE, STRIDES, Encoder
+from ssda.networks.encoders import COARSEST, DILATED_STRIDE, STRIDES, Encoder
 from ssda.networks.heads import (
     AtrousPyramid,
     Classifier,
@@ -32,8 +32,6 @@ DEEPLAB_RATES = (6, 12)
 WINDOWS = 9
 """Of each image in a pass without gradients: all that slide over a training crop. However large an
 image is, a pass holds no more."""
-COARSEST = 32
-"""Images are continued to multiples of this (of its double with two resolutions): all grids fit."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,13 @@ class Segmenter(nn.Module):
 
     def pad(self, images: Tensor) -> Tensor:
         """Images continued at the right and the bottom until all grids fit them."""
-        return pad_to(images, COARSEST if self.detail is None else 2 * COARSEST)
+        if self.detail is None:
+            return pad_to(images, self.encoder.grid, COARSEST)
+        return pad_to(images, 2 * max(self.encoder.grid, self.stride), 2 * COARSEST)
+
+    def context(self, images: Tensor) -> Tensor:
+        """What a whole image is seen at: half its size with two resolutions."""
+        return images if self.detail is None else halve(images)
 
     def encode(self, images: Tensor, depth: Tensor | None = None) -> list[Tensor]:
         """The encoder's four feature maps; `depth` as `draw_depth` gives it."""
@@ -231,6 +235,22 @@ class Segmenter(nn.Module):
         if masks is None:
             return plain
         return torch.cat([plain, self.classifier.stochastic(embedding, masks)])
+
+
+def stochastic_pass(
+    network: Segmenter, images: Tensor, passes: int, generators: list[np.random.Generator]
+) -> Views:
+    """A training pass: dropout masks, detail crops and stochastic depth drawn from generators.
+
+    Args:
+        network: in training mode.
+        images: (N, 3, H, W) in [0, 1].
+        passes: K, passes that follow the one trunk.
+        generators: one an image.
+    """
+    masks = network.draw_masks(passes, generators)
+    corners = network.draw_corners(images.shape[-2:], generators)
+    return network.observe(images, masks, corners, network.draw_depth(generators))
 
 
 def _classifier(model: Model, channels: int, num_classes: int) -> Classifier:

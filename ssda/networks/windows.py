@@ -120,10 +120,12 @@ def halve(images: Tensor) -> Tensor:
     return functional.avg_pool2d(images, 2)
 
 
-def pad_to(images: Tensor, multiple: int) -> Tensor:
-    """Images (N, C, H, W) continued at the right and the bottom until both sides are multiples."""
-    height, width = images.shape[-2:]
-    right, bottom = -width % multiple, -height % multiple
+def pad_to(images: Tensor, multiple: int, least: int) -> Tensor:
+    """Images (N, C, H, W) continued at the right and the bottom.
+
+    Until both sides are multiples, and no smaller than `least`, which is one as well.
+    """
+    bottom, right = (max(-side % multiple, least - side) for side in images.shape[-2:])
     if right == bottom == 0:
         return images
     return functional.pad(images, (0, right, 0, bottom), mode="replicate")

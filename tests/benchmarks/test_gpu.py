@@ -98,7 +98,7 @@ def test_results_are_written_as_they_come_until_the_time_is_up(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", program(tmp_path, f"{SAYS}; cp out.json seen.json"))
     Path("out.json").write_text("")
-    parts = [Part("machine", "a", 9), Part("b", "b", 9)]
+    parts = [Part("p", "a", 9), Part("b", "b", 9)]
     found = run(parts, 60.0, Path("out.json"), Path("log"))
     assert [line.part for line in found] == ["p", "p"]
     assert len(json.loads(Path("seen.json").read_text())["lines"]) == 1  # after the first part

@@ -148,6 +148,18 @@ def test_a_damaged_image_is_named_and_is_no_half_image(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("opacity", [128, 255])
+def test_a_tiff_that_would_be_darkened_is_refused(tmp_path: Path, opacity: int) -> None:
+    colours = photo()
+    alpha = np.full(colours.shape[:2], opacity, np.uint8)
+    path = put(tmp_path / "a.tif", written(np.dstack([colours, alpha]), "TIFF"))
+    if opacity == 255:
+        assert np.array_equal(read_rgb(path), colours)
+    else:
+        with pytest.raises(ValueError, match="a TIFF with transparent pixels: save it without"):
+            read_rgb(path)
+
+
 def test_a_damaged_tiff_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     content = written(photo(), "TIFF", compression="tiff_lzw")
     middle = len(content) // 2

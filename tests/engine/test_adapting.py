@@ -13,6 +13,7 @@ from ssda.engine.adapting import adapt_steps, start_networks
 from ssda.engine.pretraining import imagenet_network
 from ssda.engine.statistics import use_target_statistics
 from ssda.labels import CITYSCAPES
+from ssda.method.learning import Report
 from tests.conftest import make_params
 
 
@@ -38,16 +39,19 @@ def test_predicted_shares_move_with_the_steps_that_count(
     networks = start_networks(imagenet_network(params, 19), target, params)
     take_step = adapting.joint_step
 
-    def joint_step(*arguments: Any) -> dict[str, torch.Tensor]:
+    def joint_step(*arguments: Any) -> Report:
         report = take_step(*arguments)
-        return report | ({"loss_mix": torch.tensor(torch.nan)} if arguments[-1] == 2 else {})
+        if arguments[-1] == 2:
+            report.losses["mix"] = torch.tensor(torch.nan)
+        return report
 
     monkeypatch.setattr(adapting, "joint_step", joint_step)
     found: list[torch.Tensor] = []
     for record in adapt_steps(networks, [source], target, params, CITYSCAPES):
         assert (record.problem is not None) == (record.step == 2)
         found.append(networks.predicted.shares.clone())
-        assert torch.equal(found[-1], record.report["predicted_share"]) == (record.step != 2)
+        same = torch.equal(found[-1], record.report.by_class["predicted_share"])
+        assert same == (record.step != 2)
     assert found[0].sum() == pytest.approx(1.0)
     moved = [not torch.equal(*pair) for pair in itertools.pairwise(found)]
     assert moved == [True, False, True]

@@ -10,10 +10,9 @@ import torch
 from ssda.datasets.index import read_index
 from ssda.engine import adapting
 from ssda.engine.device import pick_precision, place, set_up
-from ssda.method.source import stochastic_pass
 from ssda.method.teacher import create_teacher
 from ssda.networks.normalisation import kept_statistics
-from ssda.networks.segmenter import Segmenter
+from ssda.networks.segmenter import Segmenter, stochastic_pass
 from tests.conftest import make_model, make_params
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

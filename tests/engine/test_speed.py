@@ -9,6 +9,7 @@ import torch
 from ssda.engine import speed
 from ssda.engine.speed import Cost, Speed, told
 from ssda.engine.training import Progress, StepRecord, create_optimiser, train
+from ssda.method.learning import Report
 from ssda.networks.segmenter import Segmenter
 from tests.conftest import make_model, make_params
 
@@ -28,11 +29,11 @@ def steps(
             clock[0] += loading
             yield torch.rand(2, 3, 32, 32, device=device)
 
-    def add_gradients(batch: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+    def add_gradients(batch: torch.Tensor, step: int) -> Report:
         clock[0] += working
         loss = network(batch).square().mean()
         loss.backward()
-        return {"loss_square": loss.detach()}
+        return Report({"square": loss.detach()})
 
     progress = Progress(create_optimiser(network, settings), 0)
     records: list[StepRecord] = []

@@ -12,6 +12,7 @@ from ssda.engine.training import (
     learning_rate_factor,
     train,
 )
+from ssda.method.learning import Report
 from ssda.networks.segmenter import Segmenter
 from tests.conftest import make_model, make_params
 
@@ -61,10 +62,10 @@ def test_training_changes_weights_and_tells_each_step() -> None:
     before = network.classifier.convolutions[0].weight.detach().clone()
     updates: list[int] = []
 
-    def add_gradients(batch: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+    def add_gradients(batch: torch.Tensor, step: int) -> Report:
         loss = network(batch).square().mean()
         loss.backward()
-        return {"loss_square": loss.detach()}
+        return Report({"square": loss.detach()})
 
     settings = make_params({"pretrain.optimiser.warmup": 0}).pretrain.optimiser
     records = list(
@@ -74,7 +75,7 @@ def test_training_changes_weights_and_tells_each_step() -> None:
             3,
             [torch.rand(2, 3, 32, 32)] * 3,
             add_gradients,
-            updates.append,
+            lambda step, _: updates.append(step),
             progress=Progress(create_optimiser(network, settings), 0),
             files=no_files,
         )
@@ -92,7 +93,7 @@ def no_files(_: int) -> list[Path]:
 def broken_training(network: Segmenter, bad: set[int], spoil: str) -> Iterator[StepRecord]:
     """Twenty steps, of which some have a loss or a gradient that is no number."""
 
-    def add_gradients(batch: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+    def add_gradients(batch: torch.Tensor, step: int) -> Report:
         factor = float("nan") if step in bad and spoil == "loss" else 1.0
         loss = network(batch * factor).square().mean()
         loss.backward()
@@ -100,7 +101,7 @@ def broken_training(network: Segmenter, bad: set[int], spoil: str) -> Iterator[S
             gradient = next(network.parameters()).grad
             assert gradient is not None
             gradient[0] = float("inf")
-        return {"loss_square": loss.detach()}
+        return Report({"square": loss.detach()})
 
     settings = make_params().pretrain.optimiser
     torch.manual_seed(1)

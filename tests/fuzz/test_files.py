@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.predict import Settings, predict
+import ssda
+from pipeline.predict import predict
 from ssda.datasets.conversion import check_split, convert_split
 from ssda.datasets.layouts import LAYOUTS
 from ssda.datasets.loading import EvaluationSamples, read_image, read_label
@@ -227,7 +228,7 @@ def test_prediction_does_what_it_can_read_and_names_the_rest(tmp_path: Path, mod
     folder, out = tmp_path / "in", tmp_path / "out"
     damaged_set(folder, 60)
     with pytest.raises(ValueError) as caught:
-        predict(model, [folder / "images"], out, Settings("cpu"))
+        predict(ssda.load(model, device="cpu"), [folder / "images"], out)
     lines = str(caught.value).splitlines()
     bad = {
         path.stem

@@ -11,8 +11,8 @@ import pytest
 
 from demo.scenes import write_cityscapes, write_gta
 from pipeline import inventory
+from pipeline.checks.preflight import preflight
 from pipeline.parameters import ANY, parameters
-from pipeline.preflight import preflight
 from ssda.params import Params
 from ssda.sections import read_yaml, set_values, validate
 from tests.conftest import ROOT

@@ -70,8 +70,8 @@ def check_step(step: Counted, logit_types: list[torch.dtype]) -> None:
     seen, record = step.seen, step.record
     assert sum(seen.waits.values()) <= MOST_WAITS, seen.waits
     assert record.problem is None
-    losses = {name: loss for name, loss in record.report.items() if name.startswith("loss_")}
-    assert losses.keys() > {"loss_source", "loss_mix", "loss_trucrf"}
+    losses = record.report.losses
+    assert losses.keys() > {"source", "mix", "trucrf"}
     assert {(loss.dtype, loss.device) for loss in losses.values()} == {(torch.float32, CUDA)}
     assert set(logit_types) == {torch.float32}
     assert 0.8 < seen.share(torch.bfloat16) < 1.0  # the rest: classifiers and their gradients

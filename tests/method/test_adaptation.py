@@ -15,11 +15,10 @@ from ssda.method import adaptation
 from ssda.method import guidance as guidance_module
 from ssda.method.adaptation import Networks, joint_step, look
 from ssda.method.guidance import Task, guide
-from ssda.method.source import frozen_encoder, stochastic_pass
 from ssda.method.subdomains import PredictedShares, corrected_ratios
-from ssda.method.teacher import create_teacher, moving_average
+from ssda.method.teacher import create_teacher, frozen, moving_average
 from ssda.networks.normalisation import batch_normalisations, reestimate_statistics
-from ssda.networks.segmenter import Segmenter, Views
+from ssda.networks.segmenter import Segmenter, Views, stochastic_pass
 from ssda.randomness import generators
 from tests.conftest import make_model, make_params
 
@@ -57,7 +56,7 @@ def see(network: Segmenter, images: torch.Tensor) -> Views:
 @pytest.fixture
 def networks(network: Segmenter) -> Iterator[Networks]:
     student = copy.deepcopy(network).train()
-    imagenet = frozen_encoder(copy.deepcopy(network.encoder))
+    imagenet = frozen(copy.deepcopy(network.encoder))
     for parameter in imagenet.parameters():
         parameter.data.mul_(1.05)
     yield Networks(student, create_teacher(network), imagenet, PredictedShares(CLASSES))
@@ -380,7 +379,7 @@ def test_a_batch_without_any_certain_pixel_or_seed_is_finite(networks: Networks)
         "adapt.uncertainty.min_pixels": 10**5,
     }
     report = joint_step(networks, *batches(), make_task(overrides), 0)
-    assert report["seeds"] == 0
+    assert report.scalars["seeds"] == 0
     assert gradient(networks.student).isfinite().all()
 
 
@@ -414,7 +413,7 @@ def test_a_look_shows_what_the_step_works_with_and_changes_nothing(
     assert torch.equal(shown["pseudo labels (teacher)"], guidance.pseudo.labels)
     seeds = shown["seeds (teacher)"] != IGNORE
     assert torch.equal(shown["seeds (teacher)"][seeds], shown["pseudo labels (teacher)"][seeds])
-    assert float(seeds.float().mean()) == pytest.approx(float(report["seeds"]), abs=0.02)
+    assert float(seeds.float().mean()) == pytest.approx(float(report.scalars["seeds"]), abs=0.02)
     assert (
         shown["uncertainty (teacher)"].shape == seeds.shape
         and shown["uncertainty (teacher)"].std() > 0
@@ -443,8 +442,8 @@ def test_a_class_that_the_source_never_shows_is_finite_and_may_have_seeds(
     task = dataclasses.replace(make_task(), class_frequencies=frequencies)
     assert task.ratios[5] == 1.0
     report = joint_step(networks, source, target, task, 0)
-    scalars = [value for value in report.values() if value.dim() == 0]  # of no pixel: no share
-    assert report["seeds"] > 0 and torch.stack(scalars).isfinite().all()
+    scalars = [*report.losses.values(), *report.scalars.values()]  # of no pixel: no share
+    assert report.scalars["seeds"] > 0 and torch.stack(scalars).isfinite().all()
     assert gradient(networks.student).isfinite().all()
 
 

@@ -16,8 +16,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import ssda
 from pipeline.command import guard
-from pipeline.predict import Settings, predict
+from pipeline.predict import predict
 from ssda.engine.checkpoints import load_network, save_network
 from ssda.engine.pretraining import imagenet_network
 from ssda.labels import CITYSCAPES
@@ -112,7 +113,7 @@ def pickled(path: Path) -> None:
 
 
 def run_predict() -> None:
-    predict(MODEL, [Path("own")], Path("out"), Settings(device="cpu"))
+    predict(ssda.load(MODEL, device="cpu"), [Path("own")], Path("out"))
 
 
 ROWS: dict[str, tuple[Callable[[], object], Callable[[], object], str]] = {

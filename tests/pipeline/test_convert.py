@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.check import check, untracked
+from pipeline.checks.conversion import check, untracked
 from pipeline.convert import convert
 from pipeline.dependencies import updated
 from pipeline.inventory import INVENTORY, inventory

@@ -13,7 +13,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from pipeline import adapt, convert, evaluate, inventory, predict, pretrain
-from pipeline.check import check
+from pipeline.checks.conversion import check
 from ssda.datasets.index import read_index
 from ssda.datasets.layouts import LAYOUTS, load_layout
 from ssda.engine.checkpoints import load_network

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import page
-from pipeline.report import bars, save, write_table
+from pipeline.drawing.figures import bars, save
+from pipeline.drawing.tables import write_table
 from tests.conftest import ROOT
 
 # DVC's own use of its libraries.

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -12,8 +13,9 @@ import torch
 from PIL import Image
 
 import pipeline.video  # noqa: F401  it quietens OpenCV, which looks once, at the first video
+import ssda
 from pipeline import predict as command_line
-from pipeline.predict import Settings, find_inputs, look, predict
+from pipeline.predict import find_inputs, look, predict
 from ssda.engine.checkpoints import load_network, save_network
 from ssda.engine.evaluation import predict_labels, predict_uncertainty
 from ssda.labels import CITYSCAPES
@@ -23,7 +25,7 @@ from tests.conftest import make_model
 
 MODEL = Path("model.safetensors")
 KINDS = ("colours", "ids", "overlay", "uncertainty")
-CPU = Settings(device="cpu")
+load = partial(ssda.load, MODEL, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ def test_a_folder_at_any_depth_in_any_size() -> None:
     for name, size in sizes.items():
         write(f"in/{name}.png", *size)
     cv2.imwrite("in/a/grey.png", picture(33, 8)[..., 0])
-    predict(MODEL, [Path("in")], Path("out"), CPU)
+    predict(load(), [Path("in")], Path("out"))
     found = {path.relative_to("out").as_posix() for path in Path("out").rglob("*.*")}
     assert found == {f"{name}_{kind}.png" for name in sizes for kind in KINDS}
     for name, (width, height) in sizes.items():
@@ -101,7 +103,7 @@ def test_a_folder_at_any_depth_in_any_size() -> None:
 
 def test_the_uncertainty_is_the_entropy_of_the_passes_in_255_steps(network: Segmenter) -> None:
     path = write("one.jpg", 96, 64)
-    predict(MODEL, [path], Path("out"), Settings("cpu", passes=3))
+    predict(load(passes=3), [path], Path("out"))
     stored = read("out/one_uncertainty.png")
     labels, entropy = predict_uncertainty(network, tensor(path)[None], torch.Size((64, 96)), 3, 0)
     assert np.abs(stored - 255 * entropy[0].numpy()).max() <= 0.5
@@ -112,7 +114,7 @@ def test_the_uncertainty_is_the_entropy_of_the_passes_in_255_steps(network: Segm
 def test_windows_and_mirror_images_are_those_of_the_evaluation(network: Segmenter) -> None:
     path = write("one.png", 100, 70)
     windows = Windows(extent=(48, 48), step=(32, 32))
-    predict(MODEL, [path], Path("out"), Settings("cpu", batch=3, windows=windows, flip=True))
+    predict(load(batch=3, windows=(48, 32), flip=True), [path], Path("out"))
     size = torch.Size((70, 100))
     labels = predict_labels(network, tensor(path), size, windows=windows, flip=True)
     assert np.array_equal(read("out/one_ids.png"), labels.numpy())
@@ -121,7 +123,7 @@ def test_windows_and_mirror_images_are_those_of_the_evaluation(network: Segmente
 
 def test_a_scaled_image_is_seen_small_and_labelled_at_its_size(network: Segmenter) -> None:
     path = write("one.png", 100, 70)
-    predict(MODEL, [path], Path("out"), Settings("cpu", scale=0.5))
+    predict(load(scale=0.5), [path], Path("out"))
     small = cv2.resize(picture(100, 70), (50, 35), interpolation=cv2.INTER_AREA)
     seen = torch.from_numpy(cv2.cvtColor(small, cv2.COLOR_BGR2RGB)).permute(2, 0, 1)
     labels = predict_labels(network, seen, torch.Size((70, 100)))
@@ -131,8 +133,8 @@ def test_a_scaled_image_is_seen_small_and_labelled_at_its_size(network: Segmente
 def test_a_batch_gives_what_each_image_gives_alone() -> None:
     for state in range(5):
         write(f"in/{state}.png", 40 if state != 3 else 64, 24, state)
-    predict(MODEL, [Path("in")], Path("alone"), CPU)
-    predict(MODEL, [Path("in")], Path("together"), Settings("cpu", batch=2))
+    predict(load(), [Path("in")], Path("alone"))
+    predict(load(batch=2), [Path("in")], Path("together"))
     for state in range(5):
         ids, other = (read(f"{out}/{state}_ids.png") for out in ("alone", "together"))
         assert (ids != other).mean() < 0.01  # sums of another order, at borders
@@ -140,7 +142,7 @@ def test_a_batch_gives_what_each_image_gives_alone() -> None:
         assert np.abs(a.astype(int) - b).max() <= 1
 
 
-def test_no_more_than_a_batch_is_read_ahead(network: Segmenter) -> None:
+def test_no_more_than_a_batch_is_read_ahead() -> None:
     """However long a video is."""
     taken = 0
 
@@ -150,7 +152,7 @@ def test_no_more_than_a_batch_is_read_ahead(network: Segmenter) -> None:
             taken += 1
             yield str(taken), picture(32, 32)
 
-    seen = look(network, frames(), Settings(batch=2))
+    seen = look(load(batch=2), frames())
     assert [next(seen).name for _ in range(4)] == ["1", "2", "3", "4"]
     assert taken <= 5
 
@@ -158,14 +160,14 @@ def test_no_more_than_a_batch_is_read_ahead(network: Segmenter) -> None:
 def test_what_was_predicted_before_is_no_input() -> None:
     write("in/a.png")
     for _ in range(2):
-        predict(MODEL, [Path("in")], Path("in/out"), CPU)
+        predict(load(), [Path("in")], Path("in/out"))
     assert len(list(Path("in").rglob("*.png"))) == 1 + len(KINDS)
 
 
 @pytest.mark.parametrize(("name", "code"), [("drive.mp4", "mp4v"), ("drive.avi", "MJPG")])
 def test_a_video_becomes_a_video_of_overlays(name: str, code: str) -> None:
     path = write_video(name, code)
-    predict(MODEL, [path], Path("out"), Settings("cpu", batch=3, frames=True))
+    predict(load(batch=3), [path], Path("out"), frames=True)
     video = cv2.VideoCapture("out/drive_overlay.mp4")
     assert video.get(cv2.CAP_PROP_FPS) == 12.5
     for i in range(7):
@@ -179,7 +181,7 @@ def test_a_video_becomes_a_video_of_overlays(name: str, code: str) -> None:
 
 def test_frames_are_not_written_unasked_and_odd_sides_lose_a_pixel() -> None:
     write_video("odd.avi", "MJPG", (47, 33))
-    predict(MODEL, [Path("odd.avi")], Path("out"), CPU)
+    predict(load(), [Path("odd.avi")], Path("out"))
     assert [path.name for path in Path("out").iterdir()] == ["odd_overlay.mp4"]
     frame = cv2.VideoCapture("out/odd_overlay.mp4").read()[1]
     assert frame.shape[0] % 2 == frame.shape[1] % 2 == 0
@@ -188,7 +190,7 @@ def test_frames_are_not_written_unasked_and_odd_sides_lose_a_pixel() -> None:
 def test_a_video_that_ends_early_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     whole = write_video("drive.avi", "MJPG", frames=40).read_bytes()
     Path("half.avi").write_bytes(whole[: len(whole) // 2])
-    predict(MODEL, [Path("half.avi")], Path("out"), CPU)
+    predict(load(), [Path("half.avi")], Path("out"))
     lines = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
     assert len(lines) == 1 and "half.avi: ends after" in lines[0] and "of 40 frames" in lines[0]
 
@@ -202,7 +204,7 @@ def test_a_video_that_is_stopped_leaves_nothing(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(command_line, "look", stopped)
     with pytest.raises(KeyboardInterrupt):
-        predict(MODEL, [write_video("drive.avi", "MJPG")], Path("out"), CPU)
+        predict(load(), [write_video("drive.avi", "MJPG")], Path("out"))
     assert list(Path("out").iterdir()) == []
 
 
@@ -216,7 +218,7 @@ def test_broken_files_are_listed_when_the_others_are_done(
     Path("in/e.mp4").write_text("no video")
     write("in/f.png")
     with pytest.raises(ValueError) as caught:
-        predict(MODEL, [Path("in")], Path("out"), CPU)
+        predict(load(), [Path("in")], Path("out"))
     assert str(caught.value).splitlines() == [
         "3 problems",
         "  in/e.mp4: not a readable video",
@@ -236,7 +238,7 @@ def test_what_systems_leave_is_skipped_and_what_cannot_be_read_is_counted(
     for name in ("._IMG_0.jpg", ".DS_Store", "Thumbs.db", "b.heic", "c.HEIC", "notes.txt", "raw"):
         Path("in", name).write_bytes(b"\0\5\26\7")
     write("in/.trash/b.png")
-    predict(MODEL, [Path("in")], Path("out"), CPU)
+    predict(load(), [Path("in")], Path("out"))
     told = "1 images and 0 videos are labelled in out; 4 files left out (.heic, .txt, no ending)\n"
     assert capsys.readouterr().out == told
     assert {path.name for path in Path("out/IMG_0.JPG.d").iterdir()} == {
@@ -249,12 +251,12 @@ def test_links_are_followed_but_not_in_circles() -> None:
     write("in/b.png")
     Path("in/linked").symlink_to(Path("elsewhere").resolve())
     Path("in/c.png").symlink_to(Path("elsewhere/day/a.png").resolve())
-    predict(MODEL, [Path("in")], Path("out"), CPU)
+    predict(load(), [Path("in")], Path("out"))
     found = {path.relative_to("out").as_posix() for path in Path("out").rglob("*_ids.png")}
     assert found == {"b_ids.png", "c_ids.png", "linked/day/a_ids.png"}
     Path("elsewhere/again").symlink_to(Path("in").resolve())
     with pytest.raises(ValueError, match=r"in/linked/again: a link to in, whose files would come"):
-        predict(MODEL, [Path("in")], Path("out"), CPU)
+        predict(load(), [Path("in")], Path("out"))
 
 
 def test_a_name_that_is_not_utf_8_is_one_line_before_any_work() -> None:
@@ -262,7 +264,7 @@ def test_a_name_that_is_not_utf_8_is_one_line_before_any_work() -> None:
     name = b"in/stra\xdfe.avi".decode(errors="surrogateescape")
     write_video("drive.avi", "MJPG", frames=2).rename(name)
     with pytest.raises(ValueError, match=r"in/stra.*e.avi'?: not UTF-8 in a name: rename it"):
-        predict(MODEL, [Path("in")], Path("out"), CPU)
+        predict(load(), [Path("in")], Path("out"))
     assert not Path("out").exists()
 
 
@@ -271,14 +273,14 @@ def test_a_photo_is_labelled_as_it_is_shown() -> None:
     exif[0x112] = 6
     Image.fromarray(picture(48, 32)).save("photo.png", exif=exif)
     Image.fromarray(np.rot90(picture(48, 32), -1)).save("turned.png")
-    predict(MODEL, [Path("photo.png"), Path("turned.png")], Path("out"), CPU)
+    predict(load(), [Path("photo.png"), Path("turned.png")], Path("out"))
     for kind in KINDS:
         assert np.array_equal(read(f"out/photo_{kind}.png"), read(f"out/turned_{kind}.png"))
     assert read("out/photo_ids.png").shape == (48, 32)
 
 
-def test_too_little_memory_is_one_line(network: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = look(network, iter([("a", picture(32, 32))]), Settings(scale=99.0))
+def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = look(load(scale=99.0), iter([("a", picture(32, 32))]))
 
     def resize(*_: object, **__: object) -> np.ndarray:
         raise cv2.error("(-4:Insufficient memory) Failed to allocate 400000000000 bytes")
@@ -302,8 +304,12 @@ BAD = {
     "out is in": (["a", "--out", "a"], r"--out a: must be another folder than the input"),
     "no model": (["a", "--model", "none"], r"none: no such file"),
     "pickled model": (["a", "--model", "pickled"], r"pickled: not a safetensors file"),
-    "gap between windows": (["a", "--windows", "10", "20"], r"--windows: step \[20, 20\] must be"),
-    "no scale": (["a", "--scale", "nan"], r"--scale nan: must be above 0"),
+    "gap between windows": (
+        ["a", "--windows", "10", "20"],
+        r"options: windows = .*: step \[20, 20\] must be",
+    ),
+    "no pass": (["a", "--passes", "0"], r"options: passes = 0: input should be greater than"),
+    "no scale": (["a", "--scale", "nan"], r"options: scale = nan: input should be"),
 }
 
 

@@ -27,7 +27,10 @@ def test_deps_and_params_are_what_the_command_writes() -> None:
 def test_the_import_closure_has_what_functions_import_and_not_what_changes_no_result() -> None:
     adapt = import_closure(ROOT / "pipeline/adapt.py")
     assert {"pipeline/adapt.py", "ssda/engine/adapting.py", "ssda/method/trucrf_cuda.py"} <= adapt
-    assert not {"pipeline/tracking.py", "pipeline/evaluate.py", "ssda/datasets/layouts.py"} & adapt
+    assert (
+        not {"pipeline/training/loop.py", "pipeline/evaluate.py", "ssda/datasets/layouts.py"}
+        & adapt
+    )
     assert sections_read({"pipeline/adapt.py"}) == {"adapt", "compute", "model"}
 
 
@@ -35,10 +38,6 @@ def test_scoring_depends_on_no_training() -> None:
     assert not {"ssda/engine/adapting.py", "ssda/engine/training.py"} & set(
         STAGES["evaluate"]["deps"]
     )
-
-
-def test_stages_are_the_paper_s_in_order() -> None:
-    assert list(STAGES) == ["inventory", "convert", "pretrain", "adapt", "evaluate"]
 
 
 def test_demo_stage_names_its_sources() -> None:
@@ -53,10 +52,16 @@ def test_no_stage_keeps_outputs_between_runs_or_names_gpus() -> None:
 
 
 def test_packages_run_no_code_when_imported() -> None:
+    """They are no deps. The library's own has functions, of which no stage calls one."""
     for folder in ("ssda", "pipeline", "demo"):
         for path in (ROOT / folder).rglob("__init__.py"):
             body = ast.parse(path.read_text()).body
-            assert len(body) == 1 and isinstance(body[0], ast.Expr), path
+            assert isinstance(body[0], ast.Expr), path
+            assert len(body) == 1 or path == ROOT / "ssda/__init__.py", path
+    for path in {dep for stage in STAGES.values() for dep in stage["deps"] if dep.endswith(".py")}:
+        assert not re.search(
+            r"^ *import ssda$|^ *from ssda import", (ROOT / path).read_text(), re.M
+        )
 
 
 def test_a_stage_s_section_reruns_no_earlier_stage() -> None:

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from pipeline.sync import checkout, sync
+from pipeline.tracking.sync import checkout, sync
 from ssda.params import Params, load_params
 from tests.conftest import ROOT
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy i
 STAGE = """
 import json, sys
 from pathlib import Path
-from pipeline.tracking import Journal, write_journal
+from pipeline.tracking.journal import Journal, write_journal
 from ssda.params import load_params
 
 stage, radius = sys.argv[1], load_params("params.yaml").adapt.trucrf.radius

@@ -5,7 +5,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from pipeline.report import LARGEST_MATRIX, grid, matrices
+from pipeline.drawing.figures import LARGEST_MATRIX, grid, matrices
 from ssda.labels import CITYSCAPES, LabelSpace
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from demo.scenes import write_cityscapes, write_gta
-from pipeline.tracking import stage_run
+from pipeline.tracking.run import stage_run
 from ssda.datasets.conversion import convert_split
 from ssda.datasets.index import Index, check_raw_files, read_index, write_index
 from ssda.datasets.layouts import load_layout
@@ -125,5 +125,5 @@ def test_10_000_points_do_not_slow_a_step(tmp_path: Path, monkeypatch: pytest.Mo
             torch.rand(300, 300) @ torch.rand(300, 300)
         closing = time.monotonic()
     print(f"{spent / 500 * 1e3:.3f} ms a step, {time.monotonic() - closing:.1f} s at the end")
-    assert sum(len(points) for points in run.journal.points.values()) == 10_000
+    assert sum(len(points) for points in run.journal.metrics.values()) == 10_000
     assert spent / 500 < 0.02 * 0.2

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
-from pipeline import command, finished, resume
+from pipeline.checks import finished
 from ssda.params import Params, load_params
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGE: dict[str, Any] = {
     "cmd": f"{sys.executable} stage.py",
     "deps": ["input.txt"],
@@ -22,8 +23,9 @@ STAGE: dict[str, Any] = {
 def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     """Params of a folder in which the stage adapt reads one file and leaves three things."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(finished, "stages", lambda _: {"adapt": STAGE})
-    monkeypatch.setattr(resume, "stages", lambda _: {"adapt": STAGE})
+    monkeypatch.setattr(finished, "CODE", tmp_path)
+    with Path("dvc.yaml").open("w") as file:
+        YAML().dump({"stages": {"adapt": STAGE}}, file)
     for name in ("DVC_ROOT", "DVC_STAGE", "RANK", "NNODES"):
         monkeypatch.delenv(name, raising=False)
     Path("input.txt").write_text("one")
@@ -46,7 +48,7 @@ def runs(params: Params, *, force: bool = False) -> bool:
         calls.append(params)
         subprocess.run([sys.executable, "stage.py"], check=True)
 
-    command.unless_finished("adapt", params, stage, force=force)
+    finished.unless_finished("adapt", params, stage, force=force)
     return len(calls) == 1
 
 
@@ -92,10 +94,6 @@ def test_what_dvc_ran_is_up_to_date_by_hand(params: Params) -> None:
     def dvc(*words: str) -> None:
         subprocess.run([sys.executable, "-m", "dvc", *words], check=True, capture_output=True)
 
-    from ruamel.yaml import YAML
-
-    with Path("dvc.yaml").open("w") as file:
-        YAML().dump({"stages": {"adapt": STAGE}}, file)
     dvc("init", "-q", "--no-scm")
     dvc("repro", "-q")
     assert not runs(params)

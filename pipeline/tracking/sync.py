@@ -11,43 +11,26 @@ from io import StringIO
 from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from ruamel.yaml import YAML
 
 from pipeline.repository import (
     Origin,
     cached,
-    dependencies,
+    code_of,
     experiments,
     extract,
     file_md5,
     git,
     outdated,
     recorded_outputs,
-    stages,
 )
-from pipeline.tracking import (
-    NETWORK_TAG,
-    PREFIXES,
-    connect,
-    create_run,
-    is_in,
-    journal_path,
-    nested,
-    newest_run,
-    read_journal,
-    reuse,
-    run_key,
-    unreachable,
-)
+from pipeline.tracking.journal import journal_path, logging_stages, read_journal
+from pipeline.tracking.server import NETWORK_TAG, connect, run_key, unreachable
+from pipeline.values import nested
 from ssda.files import write_atomically, write_text
 from ssda.params import Params, load_params
 
-if TYPE_CHECKING:
-    from mlflow.entities import Run
-
-RUNS = Path("runs")
 CONTENT = ("dvc.yaml", "dvc.lock", "params.yaml", "demo/params.yaml", "data/inventory", "metrics")
 
 
@@ -69,18 +52,21 @@ def sync(params: Params, *, all_commits: bool = False) -> list[str]:
         raise ValueError("git has no commit here: `git commit` first, DVC's experiments need one")
     known = [found for found in experiments() if all_commits or found.commit == head]
     lines: list[str] = []
+
+    def tell(name: str, filled: list[str]) -> None:
+        if filled:
+            lines.append(f"{name}: filled in {', '.join(filled)}")
+
     with _mlflow_errors():
         for origin in [*known, Origin(head, revision=head)]:
             name = origin.experiment or f"commit {head[:7]}"
             try:
-                filled = _fill_in_revision(origin)
+                tell(name, _fill_in_revision(origin))
             except ValueError as error:
                 lines.append(f"{name}: left out, {error}")
-            else:
-                lines += _told(name, filled)
-        finished = _finished(head, "workspace")
-        lines += _told("workspace", _fill_in(params, Path(), Origin.of_workspace(), finished))
-        if finished != list(PREFIXES):
+        changed = outdated(head)
+        tell("workspace", _fill_in(params, Path(), Origin.of_workspace(), changed))
+        if any(changed.values()):
             lines.append("workspace: changed since its stages ran, `dvc repro` first")
     return lines or ["nothing to fill in"]
 
@@ -100,94 +86,84 @@ def checkout(params: Params, name: str, out: Path | None) -> list[str]:
         ValueError: there is no such run, it left no network, or DVC does not have it any more.
     """
     with _mlflow_errors():
-        run = _find(params, name)
-    name, tags = run.info.run_name or run.info.run_id, run.data.tags
+        key = "run_id" if re.fullmatch("[0-9a-f]{32}", name) else "run_name"
+        found = connect(params).find(f"attributes.{key} = '{name}'")
+    if len(found) != 1:
+        ids = ", ".join(run.id for run in found)
+        several = f"{len(found)} runs have the name {name}, give an id: {ids}"
+        raise ValueError(several if found else f"no run has the name or id {name}")
+    name, data = found[0].run.info.run_name or found[0].id, found[0].run.data
     networks = {
         tag.removeprefix(NETWORK_TAG): md5
-        for tag, md5 in tags.items()
+        for tag, md5 in data.tags.items()
         if tag.startswith(NETWORK_TAG)
     }
     if not networks:
         raise ValueError(f"run {name}: no stage of it has left a network")
     try:
-        found = cached(networks)
+        files = cached(networks)
     except ValueError as error:
         raise ValueError(f"run {name}: {error}; its page says how it is made again") from error
-    folder = out or RUNS / name.replace("/", "-")
+    folder = out or Path("runs", name.replace("/", "-"))
     text = StringIO()
-    values = nested(run.data.params) | {
-        "runtime": params.runtime.model_dump(mode="json", by_alias=True)
-    }
-    YAML().dump(values, text)
+    runtime = params.runtime.model_dump(mode="json", by_alias=True)
+    YAML().dump(nested(data.params) | {"runtime": runtime}, text)
     write_text(folder / "params.yaml", text.getvalue())
-    for path, source in found.items():
+    for path, source in files.items():
         write_atomically(folder / path, partial(shutil.copyfile, source))
-    return [str(folder / path) for path in ("params.yaml", *found)]
+    return [str(folder / path) for path in ("params.yaml", *files)]
 
 
 def _fill_in_revision(origin: Origin) -> list[str]:
     """Fill in what a revision holds; DVC's cache has what git has not."""
-    finished = _finished(origin.commit, origin.revision)
+    changed = outdated(origin.commit, origin.revision)
     with TemporaryDirectory() as folder:
         workspace = Path(folder)
         extract(origin.revision, CONTENT, workspace)
-        code = {path for stage in stages(workspace).values() for path in dependencies(stage)}
-        extract(origin.revision, [path for path in code if path.endswith(".py")], workspace)
+        extract(origin.revision, code_of(workspace), workspace)
         try:
             params = load_params(workspace / "params.yaml")
         except ValueError as error:  # parameters of other code
             raise ValueError(str(error).replace(f"{folder}/", "")) from error
-        return _fill_in(params, workspace, origin, finished)
+        return _fill_in(params, workspace, origin, changed)
 
 
-def _fill_in(params: Params, workspace: Path, origin: Origin, finished: list[str]) -> list[str]:
+def _fill_in(
+    params: Params, workspace: Path, origin: Origin, changed: dict[str, list[str]]
+) -> list[str]:
     """Fill in the finished stages that the run of a workspace lacks; returns their names.
 
-    The workspace is any folder with code, dvc.lock, inventories and what the stages left in
-    metrics. The run of a named experiment has its name; without a name any of the same content
-    will do, and one is made only where all is finished.
+    Finished are the stages up to the first of which dvc.lock has not all as it is. The run of a
+    named experiment has its name; without a name any of the same content will do, and one is made
+    only where all is finished.
+
+    Args:
+        params: those of the workspace.
+        workspace: any folder with code, dvc.lock, inventories and what the stages left in metrics.
+        origin: where it comes from.
+        changed: what `outdated` says of it.
     """
-    client, experiment = connect(params)
+    server = connect(params)
     key = run_key(params, workspace, origin.experiment)
-    run = newest_run(client, experiment, key if origin.experiment else f"{key}%")
-    if run is None and not origin.experiment and finished != list(PREFIXES):
+    run = server.newest(key if origin.experiment else f"{key}%")
+    if run is None and not origin.experiment and any(changed.values()):
         return []
+    logging = logging_stages(workspace)
+    inputs = [stage for stage in changed if stage not in logging]
+    finished = takewhile(lambda stage: not changed.get(stage), [*inputs, *logging])
     recorded = recorded_outputs(workspace)
     filled: list[str] = []
     for stage in finished:
-        path = journal_path(stage)
-        there = (workspace / path).exists() and not is_in(run, stage)
-        if there and file_md5(workspace / path) == recorded.get(path.as_posix()):
-            run = run or create_run(client, experiment, params, key, origin)
-            reuse(client, run, read_journal(workspace / path), workspace)
+        path = workspace / journal_path(stage)
+        if not path.exists() or (run and run.holds(stage)):
+            continue
+        if file_md5(path) == recorded.get(journal_path(stage).as_posix()):
+            run = run or server.create(params, key, origin)
+            run.reuse(read_journal(path), workspace)
             filled.append(stage)
     if run and filled:
-        client.set_terminated(run.info.run_id)
+        run.end()
     return filled
-
-
-def _finished(base: str, revision: str) -> list[str]:
-    """The stages up to the first whose code or parameters dvc.lock does not have as they are."""
-    changed = outdated(base, revision)
-    inputs = [stage for stage in changed if stage not in PREFIXES]
-    finished = takewhile(lambda stage: not changed.get(stage), [*inputs, *PREFIXES])
-    return [stage for stage in finished if stage in PREFIXES]
-
-
-def _find(params: Params, name: str) -> Run:
-    """The run of an id or a name."""
-    client, experiment = connect(params)
-    key = "run_id" if re.fullmatch("[0-9a-f]{32}", name) else "run_name"
-    runs = client.search_runs([experiment], f"attributes.{key} = '{name}'")
-    if len(runs) != 1:
-        ids = ", ".join(run.info.run_id for run in runs)
-        several = f"{len(runs)} runs have the name {name}, give an id: {ids}"
-        raise ValueError(several if runs else f"no run has the name or id {name}")
-    return runs[0]
-
-
-def _told(name: str, stages: list[str]) -> list[str]:
-    return [f"{name}: filled in {', '.join(stages)}"] if stages else []
 
 
 @contextmanager

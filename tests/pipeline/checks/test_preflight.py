@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.preflight import PASSED, preflight
+from pipeline.checks.preflight import PASSED, preflight
 from tests.conftest import make_params
 
 RAW = {"sources.game.root": "game", "target.root": "city"}
@@ -24,9 +24,11 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_image(path, (256, 128))
 
 
-def write_image(path: str, size: tuple[int, int]) -> None:
+def write_image(path: str, size: tuple[int, int], orientation: int = 1) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.zeros((size[1], size[0], 3), np.uint8)).save(path)
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.fromarray(np.zeros((size[1], size[0], 3), np.uint8)).save(path, exif=exif)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,18 @@ def write_image(path: str, size: tuple[int, int]) -> None:
         ({"adapt.optimiser.layer_decay": 0.9}, "optimiser.layer_decay = 0.9: must be 1"),
         ({"pretrain.optimiser.layer_decay": 0.9}, "optimiser.layer_decay = 0.9: must be 1"),
         (
+            {"images.crop": [32, 32], "adapt.batch_size": 1},
+            r"images.crop = \[32, 32\]: encoder 'tf_.*' cannot be trained on 1 images of 32 x 32",
+        ),
+        (
+            {"model.encoder": "maxvit_tiny_tf_224"},
+            r"images.crop = \[256, 128\]: encoder 'maxvit_tiny_tf_224' cannot .* window",
+        ),
+        (
+            {"model.encoder": "vit_tiny_patch16_224", "images.crop": [64, 40]},
+            r"images.crop = \[64, 40\]: sides must be multiples of 16",
+        ),
+        (
             {"images.crop": [320, 128]},
             r"images.crop = \[320, 128\]: larger than game/images/0.png, which is 256 x 128",
         ),
@@ -55,17 +69,31 @@ def test_what_training_would_refuse_is_refused(overrides: dict[str, Any], messag
     assert not PASSED.exists()
 
 
-def test_the_target_s_crop_is_looked_at_and_a_standing_image_may_be_a_lying_one() -> None:
-    write_image(IMAGES[0], (128, 256))
+def test_images_are_looked_at_as_they_are_shown() -> None:
+    write_image(IMAGES[0], (128, 256), orientation=6)
     preflight(make_params(RAW))
+    write_image(IMAGES[0], (128, 256))
+    with pytest.raises(ValueError, match=r"images/0.png, which is 128 x 256"):
+        preflight(make_params(RAW | {"adapt.batch_size": 3}))
+
+
+def test_the_target_s_crop_is_looked_at() -> None:
     write_image(IMAGES[1], (128, 100))
     with pytest.raises(ValueError, match=r"0_leftImg8bit.png, which is 128 x 100"):
         preflight(make_params(RAW | {"adapt.batch_size": 3}))
 
 
+@pytest.mark.parametrize("encoder", ["mit_b0", "vit_tiny_patch16_224", "resnet18"])
+def test_crops_that_encoders_take_pass(encoder: str) -> None:
+    changes = {"model.encoder": encoder, "adapt.losses.feature_distance": 0.0}
+    if encoder != "resnet18":  # whose batch normalisation would see one value a channel
+        changes |= {"images.crop": [32, 32], "adapt.batch_size": 1, "sampling.min_pixels": 10}
+    preflight(make_params(RAW | changes))
+
+
 def test_what_has_passed_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[object] = []
-    monkeypatch.setattr("pipeline.preflight.check_network", lambda *_: looked.append(_))
+    monkeypatch.setattr("pipeline.checks.preflight.check_network", lambda *_: looked.append(_))
     for _ in range(2):
         preflight(make_params(RAW))
     preflight(make_params(RAW | {"runtime.workers": 0}))

@@ -15,26 +15,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.repository import root as repository_root
-from pipeline.tracking import (
-    JOURNALS,
-    Journal,
-    flat,
-    from_json,
-    nested,
-    register_model,
-    run_key,
-    stage_run,
-    to_json,
-    tracking_uri,
-    unreachable,
-    write_journal,
-)
+from pipeline.tracking.journal import JOURNALS, Journal, from_content, write_journal
+from pipeline.tracking.run import register_model, stage_run
+from pipeline.tracking.server import run_key, tracking_uri, unreachable
+from pipeline.values import flat, nested
 from ssda.params import Params, load_params
+from tests.conftest import ROOT
 
 # MLflow's own use of SQLAlchemy.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
-REPOSITORY = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -59,10 +49,19 @@ def params(
     monkeypatch.setenv("DVC_STAGE", "some")
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", COMMIT)
     Path("code.py").write_text("print('one')\n")
-    Path("dvc.yaml").write_text("stages: {convert: {cmd: none, deps: [code.py, data]}}\n")
-    loaded = load_params(REPOSITORY / "params.yaml")
+    write_stages(convert="deps: [code.py, data]", pretrain="", adapt="", evaluate="")
+    loaded = load_params(ROOT / "params.yaml")
     runtime = loaded.runtime.model_copy(update={"experiment": request.node.name})
     return loaded.model_copy(update={"runtime": runtime})
+
+
+def write_stages(**stages: str) -> None:
+    """A dvc.yaml of stages that leave a journal, with what more each has."""
+    lines = [
+        f"  {name}: {{cmd: none, outs: [{JOURNALS}/{name}.json], {more}}}\n"
+        for name, more in stages.items()
+    ]
+    Path("dvc.yaml").write_text("stages:\n" + "".join(lines))
 
 
 def client(root: Path) -> MlflowClient:
@@ -254,7 +253,7 @@ def test_interrupted_stage_goes_on(params: Params, root: Path) -> None:
         stage.metrics({"loss": 0.0}, 1)
         stage.metrics({"loss": 0.5}, 2)
         stage.release(2)
-        saved = json.loads(json.dumps(to_json(stage.journal)))
+        saved = json.loads(json.dumps(stage.journal.content()))
         stage.metrics({"loss": 0.9}, 3)
         raise RuntimeError("boom")
     (run,) = runs(root, params)
@@ -262,7 +261,7 @@ def test_interrupted_stage_goes_on(params: Params, root: Path) -> None:
     assert curve(root, run, "adapt/loss") == [(1, 0.0), (2, 0.5)]
     assert "dvc.stage.adapt" not in run.data.tags
     assert not JOURNALS.exists()
-    with stage_run("adapt", params, from_json(saved)) as stage:
+    with stage_run("adapt", params, from_content(saved)) as stage:
         stage.metrics({"loss": 0.5}, 2)
         stage.metrics({"loss": 1.0}, 3)
     (run,) = runs(root, params)
@@ -278,9 +277,9 @@ def test_points_that_were_saved_but_not_sent_are_sent_when_the_stage_goes_on(
 ) -> None:
     with pytest.raises(RuntimeError, match="boom"), stage_run("adapt", params) as stage:
         stage.metrics({"loss": 0.0}, 1)
-        saved = to_json(stage.journal)
+        saved = stage.journal.content()
         raise RuntimeError("boom")
-    with stage_run("adapt", params, from_json(saved)) as stage:
+    with stage_run("adapt", params, from_content(saved)) as stage:
         stage.metrics({"loss": 0.5}, 2)
     (run,) = runs(root, params)
     assert curve(root, run, "adapt/loss") == [(1, 0.0), (2, 0.5)]
@@ -304,18 +303,16 @@ def test_key_follows_all_that_makes_an_experiment(params: Params) -> None:
 
 def test_params_come_back_from_their_texts(params: Params) -> None:
     values = params.model_dump(mode="json", exclude={"runtime"})
-    assert nested(flat(params)) == values
+    assert nested(flat(params.model_dump(mode="json"))) == values
     for text in ("a b", "5", "null", "true", '"quoted"', "[1", ""):
         changed = params.model_copy(update={"labels": text})
-        assert nested(flat(changed)) == values | {"labels": text}
+        assert nested(flat(changed.model_dump(mode="json"))) == values | {"labels": text}
 
 
 def test_a_run_names_the_networks_that_its_stages_left(params: Params, root: Path) -> None:
     """As dvc.lock does: by MD5. Of a reused stage dvc.lock has them."""
-    Path("dvc.yaml").write_text(
-        "stages:\n"
-        "  pretrain: {cmd: none, outs: [first.safetensors, log.txt]}\n"
-        "  adapt: {cmd: none, outs: [second.safetensors]}\n"
+    write_stages(
+        pretrain="metrics: [first.safetensors, log.txt]", adapt="metrics: [second.safetensors]"
     )
     Path("dvc.lock").write_text(
         "stages: {pretrain: {outs: [{path: first.safetensors, md5: abc}, {path: log.txt, md5: d}]}}"
@@ -383,7 +380,7 @@ def test_a_run_says_how_it_comes_back(
         done = subprocess.run(["git", *names, *command], capture_output=True, check=True, text=True)
         return done.stdout.strip()
 
-    Path("params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
+    Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     git("init", "-q")
     git("add", ".")
     git("commit", "-q", "-m", "first")
@@ -423,10 +420,8 @@ def test_register(params: Params, root: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_mlflow_is_imported_late() -> None:
-    script = "import sys, pipeline.tracking; print('mlflow' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY
-    )
+    script = "import sys, pipeline.tracking.run; print('mlflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "False\n"
 
 
@@ -453,8 +448,8 @@ def test_the_machine_is_watched_where_params_ask_for_it(
 ) -> None:
     """On a machine with a card the tool that reads its use may be missing."""
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
-    monkeypatch.setattr("pipeline.tracking.shutil.which", lambda _: "/usr/bin/nvidia-smi")
-    monkeypatch.setattr("pipeline.tracking.find_spec", lambda _: None)
+    monkeypatch.setattr("pipeline.tracking.run.shutil.which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr("pipeline.tracking.run.find_spec", lambda _: None)
     runtime = params.runtime.model_copy(update={"system_metrics": asked})
     params = params.model_copy(update={"runtime": runtime})
     for stage in ("pretrain", "adapt"):
@@ -475,7 +470,7 @@ def test_in_a_folder_of_a_larger_repository_that_folder_is_the_root(
     """Of the database, the state and the parameters that a run is compared with."""
     inner = tmp_path / "research" / "streets"
     (inner / ".dvc").mkdir(parents=True)
-    (inner / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
+    (inner / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     monkeypatch.chdir(inner)
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
         names = ["-c", "user.name=a", "-c", "user.email=a@b"]

@@ -20,7 +20,8 @@ from mlflow import MlflowClient
 
 from demo.scenes import write_cityscapes, write_gta
 from pipeline import adapt, command, convert, inventory, pretrain
-from pipeline.resume import FINISHED, remove_old_states, state_key
+from pipeline.checks.finished import stage_key
+from pipeline.training.state import FINISHED, remove_old_states
 from ssda import files
 from ssda.params import load_params
 from tests.conftest import ROOT
@@ -51,7 +52,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy i
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
-    ["mlflow.store.tracking.sqlalchemy_store", "pipeline.report", "ssda.engine.adapting"]
+    ["mlflow.store.tracking.sqlalchemy_store", "pipeline.training.loop", "ssda.engine.adapting"]
 )
 
 
@@ -304,7 +305,7 @@ def test_two_trainers_never_share_a_state(
 ) -> None:
     first = start(disk_seconds=0.3)
     wait_for_state(first, 1)
-    monkeypatch.setattr("pipeline.resume.PATIENCE", 0.0)
+    monkeypatch.setattr("pipeline.training.state.PATIENCE", 0.0)
     with pytest.raises(
         ValueError, match=rf"process {first.pid} on .* trains on the same state; stop it first"
     ):
@@ -348,28 +349,28 @@ def test_a_state_that_nobody_touches_is_removed_in_the_end(unbroken: dict[str, b
 
 def test_the_key_follows_params_code_and_data(unbroken: dict[str, bytes]) -> None:
     params = load_params()
-    keys = [state_key("adapt", params), state_key("pretrain", params)]
+    keys = [stage_key("adapt", params), stage_key("pretrain", params)]
     radius = params.adapt.trucrf.model_copy(update={"radius": 2})
     changed = params.model_copy(
         update={"adapt": params.adapt.model_copy(update={"trucrf": radius})}
     )
-    keys.append(state_key("adapt", changed))
-    assert state_key("pretrain", changed) == keys[1]
+    keys.append(stage_key("adapt", changed))
+    assert stage_key("pretrain", changed) == keys[1]
     runtime = params.runtime.model_copy(update={"workers": 7})
-    assert state_key("adapt", params.model_copy(update={"runtime": runtime})) == keys[0]
+    assert stage_key("adapt", params.model_copy(update={"runtime": runtime})) == keys[0]
     label = next(Path("data/converted/sources/game/labels").iterdir())
     content = label.read_bytes()
     label.write_bytes(content + b" ")
-    keys.append(state_key("adapt", params))
+    keys.append(stage_key("adapt", params))
     label.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.resume.CODE", Path("code"))
+        patch.setattr("pipeline.checks.finished.CODE", Path("code"))
         shutil.copytree(ROOT / "ssda", "code/ssda", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "dvc.yaml", "code/dvc.yaml")
-        keys.append(state_key("adapt", params))
+        keys.append(stage_key("adapt", params))
         with open("code/ssda/method/trucrf.py", "a") as file:
             file.write("# changed\n")
-        keys.append(state_key("adapt", params))
+        keys.append(stage_key("adapt", params))
     shutil.rmtree("code")
     assert len(set(keys)) == len(keys)
 

@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.repository import dependencies, digest, outputs, root, stages, unchanged
-from pipeline.resume import CODE, state_key
+from pipeline import command
+from pipeline.repository import CODE, digest, root, stages, unchanged
+from ssda.files import write_json
 from ssda.params import Params, load_params
 
 NOTES = Path(".ssda/finished")
+
+
+def unless_finished(
+    stage: str, params: Params, work: Callable[[Params], object], *, force: bool
+) -> None:
+    """Do a stage's work; by hand not where its result is there already, unless forced to."""
+    if not by_hand():
+        work(params)
+    elif not force and is_finished(stage, params):
+        command.say(f"{stage}: up to date; --force runs it anyway")
+    else:
+        work(params)
+        write_json(_note(stage), _facts(stage, params))
 
 
 def by_hand() -> bool:
@@ -25,7 +40,7 @@ def by_hand() -> bool:
 def is_finished(stage: str, params: Params) -> bool:
     """Whether the stage's outputs are there and are those of its params, code and inputs."""
     definition = stages(CODE)[stage]
-    needed = [*dependencies(definition), *outputs(definition)]
+    needed = [*definition.deps, *definition.outs]
     if not all(Path(name).exists() for name in needed if not name.endswith(".py")):
         return False
     note = _note(stage)
@@ -35,11 +50,14 @@ def is_finished(stage: str, params: Params) -> bool:
     return ours.exists() and params == load_params(ours) and unchanged(stage)
 
 
-def note_finished(stage: str, params: Params) -> None:
-    """Note that the stage's outputs are those of its params, code and inputs."""
-    from ssda.files import write_json
-
-    write_json(_note(stage), _facts(stage, params))
+def stage_key(stage: str, params: Params) -> str:
+    """A hash of a stage's params, code and inputs, as dvc.yaml lists them."""
+    definition = stages(CODE)[stage]
+    sections = {name.split(".")[0] for name in definition.params}
+    paths = {dep: (CODE if dep.endswith(".py") else Path()) / dep for dep in definition.deps}
+    if params.model.weights is not None:
+        paths["weights"] = Path(params.model.weights)
+    return digest(params.model_dump_json(include=sections), paths)[:16]
 
 
 def _note(stage: str) -> Path:
@@ -49,5 +67,5 @@ def _note(stage: str) -> Path:
 
 
 def _facts(stage: str, params: Params) -> dict[str, str]:
-    left = {name: Path(name) for name in outputs(stages(CODE)[stage])}
-    return {"key": state_key(stage, params), "outputs": digest("", left)}
+    left = {name: Path(name) for name in stages(CODE)[stage].outs}
+    return {"key": stage_key(stage, params), "outputs": digest("", left)}

@@ -9,7 +9,7 @@ from pipeline.splits import raw_splits
 from ssda.datasets.layouts import find_images
 from ssda.files import write_text
 from ssda.labels import load_space
-from ssda.params import Params, Size
+from ssda.params import Params
 
 PASSED = Path(".ssda/preflight")
 """What has passed, so that only a change is looked at again: the network takes seconds."""
@@ -32,9 +32,9 @@ def preflight(params: Params) -> None:
 def check_crops(params: Params) -> None:
     """Raise ValueError where the first image of a split to train on is smaller than the crop.
 
-    Lying or standing, as a header may turn it. What cannot be read is convert's to tell.
+    As it is shown: its header may turn it. What cannot be read is convert's to tell.
     """
-    from PIL import Image
+    from ssda.datasets.image_files import read_header
 
     crop = params.images.crop
     for raw in raw_splits(params):
@@ -43,11 +43,11 @@ def check_crops(params: Params) -> None:
             continue
         path = raw.root / find_images(raw.layout, raw.root, raw.split)[0].path
         try:
-            with Image.open(path) as image:
-                width, height = image.size
-        except OSError:
+            with path.open("rb") as file:
+                width, height = read_header(file).size()
+        except (ValueError, OSError):
             continue
-        if not _fits(crop, (width, height)) and not _fits(crop, (height, width)):
+        if crop[0] > width or crop[1] > height:
             raise ValueError(
                 f"images.crop = {list(crop)}: larger than {path}, which is {width} x {height}"
             )
@@ -62,11 +62,18 @@ def check_network(params: Params) -> None:
 
     with torch.device("meta"):
         network = Segmenter(params.model, load_space(params.labels).num_classes)
+    for size in filter(None, (params.images.crop, params.model.detail)):
+        count = min(params.pretrain.batch_size, params.adapt.batch_size)
+        network.encoder.check_crop(size)
+        try:
+            network.encoder.to("meta")(torch.empty(count, 3, size[1], size[0], device="meta"))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"images.crop = {list(params.images.crop)}: encoder {params.model.encoder!r} "
+                f"cannot be trained on {count} images of {size[0]} x {size[1]}: {reason}"
+            ) from error
     for settings in (params.pretrain.optimiser, params.adapt.optimiser):
         create_optimiser(network, settings)
     if params.adapt.losses.feature_distance > 0:
         network.encoder.stage(params.adapt.feature_distance.stride)
-
-
-def _fits(crop: Size, image: Size) -> bool:
-    return crop[0] <= image[0] and crop[1] <= image[1]

@@ -13,8 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pipeline.drawing.figures import sheet
 from pipeline.inventory import check_places
-from pipeline.report import sheet
 from pipeline.repository import is_tracked
 from pipeline.splits import RawSplit, raw_splits
 from ssda.datasets.conversion import check_split, listed

@@ -1,0 +1,1 @@
+"""MLflow: one run an experiment. `python -m pipeline.tracking sync` and `checkout RUN`."""

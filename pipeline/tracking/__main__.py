@@ -1,0 +1,40 @@
+"""MLflow runs and what DVC keeps of them: `sync` fills runs in, `checkout` gets networks back."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from pipeline import command
+from ssda.params import load_params
+
+
+def main() -> None:
+    """The command line."""
+    options = ArgumentParser("python -m pipeline.tracking", description=__doc__)
+    commands = options.add_subparsers(dest="command", required=True)
+    shared = [command.parser(None, add_help=False)]
+    text = "fill in what MLflow lacks of the workspace and of DVC's experiments"
+    syncing = commands.add_parser("sync", help=text, description=text, parents=shared)
+    text = "not only experiments of this commit"
+    syncing.add_argument("-A", "--all-commits", action="store_true", help=text)
+    text = "get the networks and parameters of a run"
+    checking_out = commands.add_parser("checkout", help=text, description=text, parents=shared)
+    checking_out.add_argument("run", help="its name or id")
+    checking_out.add_argument("--out", type=Path, help="folder (default: runs/NAME)")
+
+    def work(given: Namespace) -> None:
+        from pipeline.tracking.sync import checkout, sync
+
+        params = load_params(given.params)
+        if given.command == "sync":
+            lines = sync(params, all_commits=given.all_commits)
+        else:
+            lines = checkout(params, given.run, given.out)
+        print("\n".join(lines))
+
+    command.start(options, work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""MLflow's side: where it is, which run belongs to a key, what a run gets.
+
+A run belongs to a key: the hash of params, code and inputs, with the name of the DVC experiment
+where there is one. Its tags:
+
+- `dvc.run_key`: the key; `dvc.superseded`: the run that took its place.
+- `dvc.stage.<stage>`: `finished` where the run holds all of a stage; `dvc.reused.<stage>`: it came
+  from the journal that the stage had left, as DVC did not run it.
+- `dvc.md5.<file>`: a network's name in dvc.lock and DVC's cache.
+"""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote, unquote
+
+from filelock import FileLock
+
+from pipeline.repository import Origin, code_of, digest, git, recorded_outputs, root, stages
+from pipeline.tracking.journal import Journal, metric_prefix
+from pipeline.values import changes, flat
+from ssda.params import Params
+from ssda.sections import parse_yaml, validate
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+NETWORK_TAG = "dvc.md5."
+"""Followed by a network's path."""
+METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # MLflow's limits
+DATABASES = "sqlite|postgresql|mysql|mssql"
+"""Addresses that begin so are of a database that runs write into themselves."""
+SERVICES = ("databricks", "databricks-uc", "uc")
+"""Addresses that are no folder, though they look like one."""
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+}
+
+
+class Point(NamedTuple):
+    """A point of a curve, as MLflow has it; its time is in milliseconds."""
+
+    metric: str
+    value: float
+    time: int
+    step: int
+
+
+def now() -> int:
+    """The time of a point."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True)
+class ServerRun:
+    """A run on MLflow's server."""
+
+    client: MlflowClient
+    run: Run
+
+    @property
+    def id(self) -> str:
+        """What MLflow calls it."""
+        return self.run.info.run_id
+
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag."""
+        self.client.set_tag(self.id, name, value)
+
+    def holds(self, stage: str) -> bool:
+        """Whether all of a stage was there when the run was found."""
+        return f"dvc.stage.{stage}" in self.run.data.tags
+
+    def steps(self, stage: str) -> set[tuple[str, int]]:
+        """Metric and step of the points that are there of a stage."""
+        names = [name for name in self.run.data.metrics if name.startswith(metric_prefix(stage))]
+        return {
+            (name, point.step)
+            for name in names
+            for point in self.client.get_metric_history(self.id, name)
+        }
+
+    def send(self, points: Iterable[Point]) -> None:
+        """Send points; of one that is there MLflow would keep both, unless the times are equal."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(*point) for point in points]
+        for start in range(0, len(metrics), METRICS_A_BATCH):
+            self.client.log_batch(self.id, metrics=metrics[start : start + METRICS_A_BATCH])
+
+    def artifact(self, path: Path, folder: str) -> None:
+        """Send a file, to a folder among the artifacts."""
+        self.client.log_artifact(self.id, str(path), folder or None)
+
+    def fill_in(self, journal: Journal, workspace: Path) -> None:
+        """Send what the run lacks of a journal."""
+        there, time = self.steps(journal.stage), now()
+        self.send(
+            Point(name, value, time, step)
+            for name, points in journal.metrics.items()
+            for step, value in points.items()
+            if (name, step) not in there
+        )
+        for name, folder in journal.artifacts.items():
+            if (workspace / name).exists():
+                self.artifact(workspace / name, folder)
+
+    def finish(self, stage: str, networks: Mapping[str, str]) -> None:
+        """Say that the run holds all of a stage, and which networks it left, by path and MD5."""
+        for path, md5 in networks.items():
+            self.tag(NETWORK_TAG + path, md5)
+        self.tag(f"dvc.stage.{stage}", "finished")
+
+    def reuse(self, journal: Journal, workspace: Path) -> None:
+        """Fill in a stage that DVC did not run."""
+        self.fill_in(journal, workspace)
+        self.tag(f"dvc.reused.{journal.stage}", "true")
+        recorded = recorded_outputs(workspace)
+        paths = networks(journal.stage, workspace)
+        self.finish(journal.stage, {path: recorded[path] for path in paths if path in recorded})
+
+    def end(self, status: str = "FINISHED") -> None:
+        """Say how it ended."""
+        self.client.set_terminated(self.id, status)
+
+
+@dataclass(frozen=True)
+class Server:
+    """MLflow, and the id of the experiment that params name."""
+
+    client: MlflowClient
+    experiment: str
+
+    def find(self, condition: str) -> list[ServerRun]:
+        """The experiment's runs, the newest first."""
+        runs = self.client.search_runs([self.experiment], condition, order_by=["start_time DESC"])
+        return [ServerRun(self.client, run) for run in runs]
+
+    def newest(self, key: str) -> ServerRun | None:
+        """The newest run of a key, in which `%` stands for anything."""
+        return next(iter(self.find(f"tags.`dvc.run_key` LIKE '{key}'")), None)
+
+    def create(self, params: Params, key: str, origin: Origin) -> ServerRun:
+        """A new run that says where it comes from and has the parameters."""
+        from mlflow.entities import Param
+
+        tags = {
+            "mlflow.source.git.commit": origin.commit,
+            "dvc.exp_name": origin.experiment,
+            "dvc.run_key": key,
+            "host": socket.gethostname(),
+            "mlflow.user": _user(),
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.name": "dvc exp run" if origin.experiment else "dvc repro",
+        }
+        tags = {name: value for name, value in tags.items() if value or name == "mlflow.user"}
+        name = origin.experiment or f"repro-{(origin.commit or key)[:7]}"
+        run = ServerRun(
+            self.client, self.client.create_run(self.experiment, tags=tags, run_name=name)
+        )
+        values = [Param(*pair) for pair in flat(params.model_dump(mode="json")).items()]
+        for start in range(0, len(values), PARAMS_A_BATCH):
+            self.client.log_batch(run.id, params=values[start : start + PARAMS_A_BATCH])
+        run.tag("mlflow.note.content", _description(params, origin, run.id))
+        return run
+
+
+def connect(params: Params) -> Server:
+    """MLflow with the experiment of params; database and experiment are made where missing.
+
+    Raises ValueError for an experiment that was deleted, and what MLflow raises.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic", "urllib3"):  # what they raise is told in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    uri, name = tracking_uri(), params.runtime.experiment
+    with FileLock(root() / ".ssda/mlflow.lock"):  # two processes must not both create the tables
+        client = MlflowClient(uri)
+        if found := client.get_experiment_by_name(name):
+            if found.lifecycle_stage == "deleted":
+                raise ValueError(
+                    f"experiment {name!r} was deleted; `mlflow experiments restore "
+                    f"--experiment-id {found.experiment_id}` brings it back, or give "
+                    "runtime.experiment another name"
+                )
+            return Server(client, found.experiment_id)
+        # Without a server MLflow would put artifacts below the working directory.
+        local = re.match(DATABASES, uri)
+        location = (root() / "mlruns" / name).as_uri() if local else None
+        return Server(client, client.create_experiment(name, location))
+
+
+def tracking_uri() -> str:
+    """MLflow's address; paths in it are relative to the main repository, wherever a stage runs."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if not given:
+        return f"sqlite:///{quote(str(root() / 'mlflow.db'))}"
+    if database := re.fullmatch(r"(sqlite[^:]*):///([^/?][^?]*)(.*)", given):
+        scheme, path, options = database.groups()
+        return f"{scheme}:///{quote(str(root() / unquote(path)))}{options}"
+    if folder := re.fullmatch(r"(?:file:)?((?![a-z][a-z0-9+.-]+:)[^/].*)", given):
+        return given if given in SERVICES else (root() / folder[1]).as_uri()
+    return given
+
+
+def unreachable(error: Exception) -> str:
+    """What went wrong with MLflow, in one line without the user name and password of an address."""
+    reason = (str(error).splitlines() or [""])[0]
+    line = f"MLflow ({tracking_uri()}): {type(error).__name__}: {reason}"
+    return re.sub(r"//[^/\s]*@", "//", line)
+
+
+def run_key(params: Params, workspace: Path, experiment: str) -> str:
+    """A hash of params, code and inputs, then one of the experiment's name where it has one."""
+    names = [*code_of(workspace), "demo/params.yaml", "data/inventory"]
+    files = {name: workspace / name for name in names}
+    key = digest(params.model_dump_json(exclude={"runtime"}), files)[:16]
+    return f"{key}-{digest(experiment, {})[:8]}" if experiment else key
+
+
+def networks(stage: str, workspace: Path) -> list[str]:
+    """Paths of the networks that a stage of dvc.yaml leaves."""
+    found = stages(workspace).get(stage)
+    return [path for path in found.outs if path.endswith(".safetensors")] if found else []
+
+
+def _description(params: Params, origin: Origin, run_id: str) -> str:
+    """Markdown: where a run comes from, and the commands that bring its params and outputs back."""
+    commit, experiment = origin.commit, origin.experiment
+    changed = _changed_params(params, commit)
+    start = f"commit `{commit[:12] or 'none'}`"
+    lines = [f"    git checkout {commit}"] if commit else []
+    lines.append(" ".join(["    dvc exp run" if changed else "    dvc repro", *changed]))
+    if experiment:
+        start = f"DVC experiment `{experiment}` on {start}"
+        lines = [f"    dvc exp apply {experiment}"]
+    if origin.code_differs():
+        start += ", with changes of the code that were not committed"
+    differences = ", ".join(f"`{change[3:]}`" for change in changed) or "none"
+    commands = "\n".join(lines)
+    return (
+        f"From {start}. Parameters changed: {differences}. It comes back by\n\n{commands}\n\n"
+        "and its networks and parameters alone, into a folder of their own, by\n\n"
+        f"    python -m pipeline.tracking checkout {run_id}\n"
+    )
+
+
+def _changed_params(params: Params, commit: str) -> list[str]:
+    """Options of `dvc exp run` for the parameters that differ from those of a commit."""
+    text = git("show", f"{commit}:./params.yaml")
+    try:
+        before = validate(Params, parse_yaml(text.encode(), "params.yaml"), "params.yaml")
+    except ValueError:  # parameters of other code
+        return []
+    return changes(*(flat(values.model_dump(mode="json")) for values in (before, params)))
+
+
+def _user() -> str:
+    """Who runs this; empty where the system has no name for it, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
