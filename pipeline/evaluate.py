@@ -91,7 +91,7 @@ def evaluate(params: Params) -> None:
         for path in (SCORES, CLASSES, BARS, CONFUSION, MATRIX, PICTURE):
             run.artifact(path)
     command.say(_line(scores, params.evaluate.subsets))
-    command.say("next: make report; or dvc exp show, dvc plots show, mlflow ui (README.md)")
+    command.say("next: make report, make table, make ui; or dvc plots show (README.md)")
 
 
 def summary(confusion: torch.Tensor, space: LabelSpace, subsets: tuple[str, ...]) -> dict[str, Any]:

@@ -17,8 +17,6 @@ from pathlib import Path
 from time import time_ns
 from typing import Any
 
-from filelock import FileLock
-
 from pipeline import command
 from pipeline.paths import INVENTORY
 from pipeline.repository import root
@@ -56,6 +54,8 @@ def count_files(raw: RawSplit) -> dict[str, int | str]:
 
 def fingerprints(raw: RawSplit, paths: list[str]) -> dict[str, tuple[int, str]]:
     """{path: (bytes, fingerprint)} of raw files, of which only new and touched ones are opened."""
+    from filelock import FileLock
+
     kept = root() / SEEN / f"{raw.name.replace('/', '_')}.json"
     with FileLock(kept.with_suffix(".lock")), ThreadPoolExecutor() as pool:
         known: dict[str, list[Any]] = {}
