@@ -66,7 +66,7 @@ def adapt(params: Params) -> None:
             optimiser,
         )
         if rank() == 0:
-            crf = f", TruCRF by its {describe_form(device)}" if settings.trucrf.weight > 0 else ""
+            crf = f", TruCRF by its {describe_form(device)}" if settings.losses.trucrf > 0 else ""
             command.say(
                 f"adapt: {settings.iterations} steps of {settings.batch_size} source and "
                 f"{settings.batch_size} target images, out of "

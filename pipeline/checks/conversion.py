@@ -13,8 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline.drawing.figures import sheet
-from pipeline.inventory import check_places
+from pipeline.checks.preflight import check_places
+from pipeline.drawing.figures import grid, save
 from pipeline.repository import is_tracked
 from pipeline.splits import RawSplit, raw_splits
 from ssda.datasets.conversion import check_split, listed
@@ -125,5 +125,5 @@ def draw(index: Index, raw: RawSplit) -> Path:
         overlay = cv2.addWeighted(image, 0.5, palette[label], 0.5, 0.0).astype(np.uint8)
         rows.append([image, label, overlay])
     path = PICTURES / f"{raw.name.replace('/', '_')}.png"
-    sheet(path, ["image", "labels (black: void)", "both"], rows, index.space)
+    save(grid(["image", "labels (black: void)", "both"], rows, index.space), path)
     return path

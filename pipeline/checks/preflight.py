@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.paths import CONVERTED, INVENTORY, METRICS, PRETRAINED
 from pipeline.repository import digest, root, stages
 from pipeline.splits import raw_splits
 from ssda.datasets.layouts import find_images
@@ -28,6 +29,24 @@ def preflight(params: Params) -> None:
     check_crops(params)
     check_network(params)
     write_text(passed, now)
+
+
+def check_places(params: Params) -> None:
+    """Raise ValueError for what DVC would refuse later, or has not brought here."""
+    here = Path.cwd()
+    for folder in (INVENTORY, CONVERTED, PRETRAINED.parent, METRICS):
+        if not folder.resolve().is_relative_to(here.resolve()):
+            raise ValueError(
+                f"{folder}: a link to {folder.resolve()}, where DVC keeps no results: make it a "
+                "folder, and put DVC's cache on the other disk (dvc cache dir)"
+            )
+    for raw in (*params.sources.values(), params.target):
+        if root() != here.resolve() and not Path(raw.root).exists():
+            raise ValueError(
+                f"{raw.root}: not in the folder of this experiment, where only is what git has and "
+                "what DVC has and a marker names: give the full path, or dvc add it"
+            )
+    check_dependencies(params)
 
 
 def optional_dependencies(params: Params) -> dict[str, tuple[str, str, str | None]]:
