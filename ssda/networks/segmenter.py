@@ -163,8 +163,9 @@ class Segmenter(nn.Module):
         detail = cut(images, corners, (context.shape[-2], context.shape[-1]))
         both = None if depth is None else depth.repeat(1, 2)
         features = self.encode(torch.cat([context, detail]), both)
-        logits = self.classifier.stochastic(self._decode(features), masks.repeat(1, 2, 1))
+        embedding = self._decode(features)
         features = [feature[:count] for feature in features]
+        logits = self.classifier.stochastic(embedding, masks.repeat(1, 2, 1))
         low, high = logits.split(count, dim=1)
         return Views(self._fuse(features, low, high, corners), high, corners, features)
 
