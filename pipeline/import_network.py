@@ -37,7 +37,7 @@ def take_in(path: Path, out: Path, labels: str | None, role: Role | None, detail
     Raises:
         ValueError: the file holds no such network; then nothing is written.
     """
-    from ssda.engine.checkpoints import save_network
+    from ssda.engine.checkpoints import kind, save_network
     from ssda.networks.released import from_published, one_network, recognise
     from ssda.tensors import read_torch_file
 
@@ -60,8 +60,7 @@ def take_in(path: Path, out: Path, labels: str | None, role: Role | None, detail
         )
     network = from_published(state, model, num_classes, str(path))
     save_network(out, network, model, space)
-    views = "two resolutions" if model.detail else "one resolution"
-    print(f"{out}: {model.encoder} with {model.head}, {views}, {num_classes} classes")
+    print(f"{out}: {kind(model)}, {num_classes} classes")
 
 
 def give_out(path: Path, out: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import command
 from ssda.files import write_atomically, write_json
 from ssda.labels import CITYSCAPES_IDS, LabelSpace
-from ssda.params import Params, Size, Windows, load_params
+from ssda.params import Params, Size, Windows, load_params, square_windows
 from ssda.sections import changed
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ def main() -> None:
         view: View | str = given.protocol or WHOLE
         if given.windows or given.resize:
             resize = None if given.resize is None else tuple(given.resize)
-            view = View(resize, command.square_windows(given.windows))
+            view = View(resize, square_windows(given.windows, "--windows"))
         device = given.device or params.runtime.device
         params = changed(params, {"evaluate.flip": given.flip, "runtime.device": device})
         found, space = score(given.model, raw, view, params, given.predictions)

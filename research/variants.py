@@ -55,7 +55,7 @@ STATISTICS = {
     "_predictive_entropy": "predictive_entropy",
     "_mutual_information": "mutual_information",
 }
-SEEDS_ALONE: Changes = {"adapt.losses.uncertainty": 0.0, "adapt.trucrf.weight": 0.0}
+SEEDS_ALONE: Changes = {"adapt.losses.uncertainty": 0.0, "adapt.losses.trucrf": 0.0}
 
 VARIANTS: dict[str, Variant] = {
     "source_only": Variant("source only, as pretrained", training="none"),
@@ -74,7 +74,7 @@ VARIANTS: dict[str, Variant] = {
     "without_target": Variant("full without the target losses (w_t = 0)", NO_TARGET_LOSS),
     # Full without one of its parts.
     "without_seed": Variant("full without seed loss", {"adapt.losses.seed": 0.0}),
-    "without_trucrf": Variant("full without TruCRF", {"adapt.trucrf.weight": 0.0}),
+    "without_trucrf": Variant("full without TruCRF", {"adapt.losses.trucrf": 0.0}),
     "without_uncertainty": Variant(
         "full without uncertainty loss", {"adapt.losses.uncertainty": 0.0}
     ),
@@ -172,7 +172,7 @@ VARIANTS: dict[str, Variant] = {
         | {
             "adapt.uncertainty.statistic": "mutual_information",
             "adapt.losses.target": 0.01,
-            "adapt.trucrf.weight": 0.1,
+            "adapt.losses.trucrf": 0.1,
             "adapt.augmentation.jitter_target": False,
         },
     ),

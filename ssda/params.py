@@ -7,6 +7,7 @@ docs/parameters.md: `python -m pipeline.parameters` writes them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -58,7 +59,7 @@ class Source(Section):
 
 
 class Target(Section):
-    """Images to adapt to (the city)."""
+    """Images to adapt to."""
 
     layout: Text
     """How the raw set is laid out: gta, synthia, cityscapes or the path of a layout YAML."""
@@ -198,7 +199,7 @@ class Uncertainty(Section):
 
 
 class Losses(Section):
-    """Weights of the losses; that of the truncated CRF is below trucrf."""
+    """Weights of the losses."""
 
     mix: Weight
     """Cross entropy on the mixed images."""
@@ -210,6 +211,8 @@ class Losses(Section):
     """Cross entropy on the seeds."""
     uncertainty: Weight
     """Mutual information of the student's own head passes."""
+    trucrf: Weight
+    """The truncated CRF: pixels beside seeds of like colour."""
     feature_distance: Weight
     """Distance to the frozen ImageNet features."""
 
@@ -217,8 +220,6 @@ class Losses(Section):
 class TruCRF(Section):
     """Structural adaptation (StrIA): the truncated conditional random field."""
 
-    weight: Weight
-    """Weight w_crf of the loss."""
     radius: Radius
     """Half width of the window, in pixels of the logits' grid; it is 2 radius + 1 wide."""
     sigma_xy: Bandwidth
@@ -270,6 +271,9 @@ class Augmentation(Section):
 class Adapt(Section):
     """Joint adaptation."""
 
+    start: Text | None
+    """File of the network that it starts from, such as one by pipeline.import_network; null: what
+    pretrain leaves."""
     iterations: PositiveSteps
     """Optimiser steps."""
     batch_size: BatchSize
@@ -301,6 +305,14 @@ class Windows(Section):
         if self.step[0] > self.extent[0] or self.step[1] > self.extent[1]:
             raise ValueError(f"step {list(self.step)} must be no larger than extent")
         return self
+
+
+def square_windows(sides: Sequence[int] | None, name: str) -> Windows | None:
+    """The square windows of an extent and a step; ValueError names what they came in."""
+    if sides is None:
+        return None
+    extent, step = sides
+    return validate(Windows, {"extent": [extent] * 2, "step": [step] * 2}, name)
 
 
 class Evaluate(Section):
@@ -351,7 +363,7 @@ class Params(Section):
     labels: Text
     """Classes: cityscapes for its 19, or the path of a label-space YAML with your own."""
     sources: Annotated[dict[SourceName, Source], Field(min_length=1)]
-    """Labelled images (the game); several sets, by names of your own, are pooled."""
+    """Labelled images; several sets, by names of your own, are pooled."""
     target: Target
     images: Images
     sampling: Sampling

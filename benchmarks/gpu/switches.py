@@ -20,7 +20,7 @@ SWITCHES: dict[str, Any] = {
     "compute.precision": "fp32",
     "compute.deterministic": True,
     "model.checkpointing": True,
-    "adapt.trucrf.weight": 0.0,
+    "adapt.losses.trucrf": 0.0,
     "adapt.losses.feature_distance": 0.0,
     "adapt.losses.mix": 0.0,
     "compute.compile": True,

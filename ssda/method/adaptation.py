@@ -100,7 +100,7 @@ def joint_step(
     crf = partial(crf_loss, images=target.images, guidance=guidance, settings=settings.trucrf)
     w_t = weights.target
     terms = {
-        "trucrf": Loss(w_t * settings.trucrf.weight, crf),
+        "trucrf": Loss(w_t * weights.trucrf, crf),
         "seed": Loss(w_t * weights.seed, partial(seed_loss, guidance=guidance)),
         "uncertainty": Loss(w_t * weights.uncertainty, lambda seen: uncertainty_loss(seen.logits)),
     }

@@ -178,9 +178,9 @@ def indicators(guidance: Guidance, num_classes: int) -> tuple[dict[str, Tensor],
 
 def needs_seeds(task: Task) -> bool:
     """Whether any loss of positive weight looks at seeds."""
-    settings, weights = task.settings, task.settings.losses
-    in_mix = weights.mix > 0 and settings.uncertainty.weighting == "seeds"
-    return in_mix or (weights.target > 0 and (weights.seed > 0 or settings.trucrf.weight > 0))
+    weights = task.settings.losses
+    in_mix = weights.mix > 0 and task.settings.uncertainty.weighting == "seeds"
+    return in_mix or (weights.target > 0 and (weights.seed > 0 or weights.trucrf > 0))
 
 
 def shrink_mask(mask: Tensor, size: torch.Size) -> Tensor:

@@ -28,7 +28,7 @@ OFF = {
     "adapt.losses.seed": 0.0,
     "adapt.losses.uncertainty": 0.0,
     "adapt.losses.feature_distance": 0.0,
-    "adapt.trucrf.weight": 0.0,
+    "adapt.losses.trucrf": 0.0,
 }
 CLASSES = CITYSCAPES.num_classes
 
@@ -98,7 +98,7 @@ def step_gradient(networks: Networks, overrides: dict[str, Any], step: int = 0) 
         ("adapt.losses.seed", 1.0),
         ("adapt.losses.uncertainty", 1.0),
         ("adapt.losses.feature_distance", 1.0),
-        ("adapt.trucrf.weight", 1.0),
+        ("adapt.losses.trucrf", 1.0),
         ("adapt.losses.masked", 1.0),
     ],
 )
@@ -292,9 +292,9 @@ def test_the_step_leaves_the_teacher_and_the_frozen_encoder_alone(networks: Netw
     [
         ({"adapt.losses.mix": 0.0}, "paste_mask"),
         ({"adapt.losses.uncertainty": 0.0}, "uncertainty_loss"),
-        ({"adapt.trucrf.weight": 0.0}, "truncated_crf_loss"),
+        ({"adapt.losses.trucrf": 0.0}, "truncated_crf_loss"),
         ({"adapt.losses.target": 0.0}, "select_seeds"),
-        ({"adapt.losses.seed": 0.0, "adapt.trucrf.weight": 0.0}, "select_seeds"),
+        ({"adapt.losses.seed": 0.0, "adapt.losses.trucrf": 0.0}, "select_seeds"),
     ],
 )
 def test_a_mechanism_without_weight_is_not_computed(

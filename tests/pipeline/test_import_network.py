@@ -94,7 +94,8 @@ def test_other_classes_need_their_names(
     Path("own.yaml").write_text("classes: {a: [0, 0, 0], b: [1, 0, 0], c: [2, 0, 0]}\n")
     run(monkeypatch, FILE, "--out", OUT, "--labels", "own.yaml")
     assert load_network(OUT)[1].names == ("a", "b", "c")
-    assert "mit_b0 with daformer, one resolution, 3 classes" in capsys.readouterr().out
+    told = "mit_b0 with daformer of 256 channels at one resolution, 3 classes"
+    assert told in capsys.readouterr().out
 
 
 class Harm:
