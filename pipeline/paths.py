@@ -12,5 +12,3 @@ PRETRAINED = Path("models/pretrained.safetensors")
 STUDENT = Path("models/student.safetensors")
 ADAPTED = Path("models/adapted.safetensors")
 METRICS = Path("metrics")
-TARGET_MARKER = "${target.root}/${target.marker}"
-"""Its place in dvc.yaml, where `python -m pipeline.dependencies` writes it if it is not null."""

@@ -271,6 +271,9 @@ class Augmentation(Section):
 class Adapt(Section):
     """Joint adaptation."""
 
+    start: Text | None
+    """File of the network that it starts from, such as one by pipeline.import_network; null: what
+    pretrain leaves."""
     iterations: PositiveSteps
     """Optimiser steps."""
     batch_size: BatchSize

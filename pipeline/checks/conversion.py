@@ -80,7 +80,7 @@ def check(params: Params, *, images: bool = False) -> None:
 def untracked(params: Params) -> list[Path]:
     """Raw folders and files of one's own that DVC does not bring to an experiment's folder."""
     raws = (*params.sources.values(), params.target)
-    files = [params.labels, params.model.weights, *(raw.layout for raw in raws)]
+    files = [params.labels, params.model.weights, params.adapt.start, *(raw.layout for raw in raws)]
     places = [Path(raw.root) for raw in raws]
     places += [Path(file) for file in files if file is not None and Path(file).is_file()]
     return [place for place in dict.fromkeys(places) if not is_tracked(place)]

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
@@ -148,7 +148,7 @@ class StageRun:
             # With a journal the stage goes on, if only to be killed before DVC had the result.
             run = newest
             run.client.update_run(run.id, "RUNNING")
-            self.known = run.fill_in(self.journal, Path())
+            self.known = run.fill_in(replace(self.journal, artifacts={}), Path())
         else:
             run = server.create(params, key, origin)
             if newest:

@@ -88,7 +88,7 @@ def test_only_the_pipeline_knows_dvc_and_only_its_room_for_tracking_knows_mlflow
 def test_command_lines_import_nothing_heavy_before_they_work() -> None:
     modules = [f"pipeline.{path.stem}" for path in (ROOT / "pipeline").glob("[a-z]*.py")]
     code = (
-        f"import sys, {', '.join(modules)}, pipeline.tracking.__main__\n"
+        f"import sys, {', '.join(modules)}, pipeline.tracking.__main__, pipeline.tracking.run\n"
         "print([name for name in ('torch', 'mlflow', 'matplotlib', 'dvc') if name in sys.modules])"
     )
     done = subprocess.run(
