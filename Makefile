@@ -1,18 +1,34 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: setup repro report test soak lint use metrics-diff bench gpu ablation lock
+.PHONY: help setup repro ui table report predict test soak lint use metrics-diff bench gpu ablation lock
+
+help:                            ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.installed          ## virtual environment with pinned packages and the project
 
 .venv/.installed: requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make setup PYTHON=python3.12")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make setup PYTHON=python3.11")'
+	@echo "setup: minutes, 6.7 GB with PyTorch's build for GPUs; the one for CPUs: docs/installing.md"
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
 	touch $@
 
 repro: setup                     ## the whole pipeline, or what of it has changed
 	dvc repro
+
+ui: setup                        ## MLflow's pages of the runs; PORT=5001 where 5000 is taken
+	python -m pipeline.ui --port $(or $(PORT),5000)
+
+table: setup                     ## experiments: their scores and what they changed, the best first
+	dvc exp show --no-pager --only-changed \
+		--keep '(source_only|adapted)[.]miou' --drop '.*(/|iou|accuracy|images|share|demo|Created).*' \
+		--sort-by metrics/evaluate.json:adapted.miou --sort-order desc
+
+predict: setup                   ## make predict IMAGES=folder: labels of one's own images; OUT=predicted
+	python -m pipeline.predict $(or $(IMAGES),$(error IMAGES=: images, videos or folders of them)) \
+		--out $(or $(OUT),predicted)
 
 report: setup                    ## one HTML page of the workspace; EXPERIMENTS="a b" compares
 	python -m pipeline.page $(EXPERIMENTS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pipeline import command, paths
 from ssda.params import Params
 
@@ -14,6 +16,7 @@ def adapt(params: Params) -> None:
     """
     import torch
 
+    from pipeline.checks.preflight import check_start
     from pipeline.tracking.run import register_model
     from pipeline.training.loop import describe, told, training
     from ssda.datasets.index import check_raw_files, class_frequencies, read_index, read_sources
@@ -28,6 +31,7 @@ def adapt(params: Params) -> None:
     from ssda.processes import rank
 
     settings = params.adapt
+    check_start(params)
     device = pick_device(params.runtime.device)
     set_up(device, params.compute)
     sources = read_sources(paths.SOURCES)
@@ -36,7 +40,8 @@ def adapt(params: Params) -> None:
     for index in (*sources, target, validation):
         check_raw_files(index)
     frequencies = torch.from_numpy(class_frequencies(sources))
-    student, space = load_network(paths.PRETRAINED)
+    space = sources[0].space
+    student, _ = load_network(Path(settings.start or paths.PRETRAINED), params.model)
 
     def validate() -> dict[str, float | None]:
         pair = [networks.teacher, networks.student]

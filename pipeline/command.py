@@ -9,8 +9,13 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from ssda.params import Params, Windows, load_params
-from ssda.sections import validate
+INACTIVE = "make setup, then source .venv/bin/activate"
+"""What helps where a package is missing: most often another Python runs than that of set-up."""
+
+try:  # the first import of a package, in every command
+    from ssda.params import Params, load_params
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}: {INACTIVE}")
 
 # Threads that have nothing to do spin for a moment, then sleep: where something else uses a core,
 # be it only the processes that load images, a step of threads that spin for long takes many times
@@ -109,14 +114,6 @@ def start(options: ArgumentParser, work: Callable[[Namespace], object]) -> None:
     guard(lambda: work(arguments), debug=arguments.debug)
 
 
-def square_windows(given: list[int] | None) -> Windows | None:
-    """The windows of --windows EXTENT STEP; ValueError where the step is larger."""
-    if given is None:
-        return None
-    extent, step = given
-    return validate(Windows, {"extent": [extent, extent], "step": [step, step]}, "--windows")
-
-
 def lack_of_memory(error: Exception) -> str | None:
     """What an error of torch, OpenCV or Python says of memory that there is not; else None."""
     reason = " ".join(str(error).split("\n")[0].split())[:200]
@@ -135,6 +132,10 @@ def guard(work: Callable[[], object], *, debug: bool) -> None:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename
         place = "; the disk or, with runtime.workers above 0, /dev/shm is full" if full else ""
         sys.exit(f"error: {error}{place}")
+    except ModuleNotFoundError as error:
+        if debug:
+            raise
+        sys.exit(f"error: {error}: {INACTIVE}")
     except Exception as error:
         if debug:
             raise

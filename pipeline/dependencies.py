@@ -1,7 +1,7 @@
 """Write the stages' deps on source files and their params into dvc.yaml, from what they import.
 
 `python -m pipeline.dependencies` does it. A stage's other deps, of data, stay as they are, but for
-the target's marker: DVC has no dep that may be missing, so it is one where params.yaml names it.
+those that may be missing: the target's marker and the network that adaptation starts from.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import command
-from pipeline.inventory import TARGET_MARKER
+from pipeline.checks.preflight import optional_dependencies
 from pipeline.values import UNTRACKED
 from ssda.files import write_text
 from ssda.params import Params, load_params
@@ -63,9 +63,10 @@ def updated(text: str, params: Params) -> str:
     for name, stage in read_yaml(ROOT / STAGES)["stages"].items():
         definition: dict[str, Any] = stage.get("do", stage)
         files = import_closure(ROOT / f"pipeline/{name}.py")
-        data = [dep for dep in definition["deps"] if not dep.endswith((".py", TARGET_MARKER))]
-        if name == "inventory" and params.target.marker is not None:
-            data.append(TARGET_MARKER)
+        _, optional, value = optional_dependencies(params).get(name, ("", "", None))
+        data = [dep for dep in definition["deps"] if not dep.endswith(".py") and dep != optional]
+        if value is not None:
+            data.append(optional)
         read = sections_read(files) - ({VIEW} if name != VIEW else set())
         sections = [section for section in Params.model_fields if section in read]
         text = _replaced(text, name, "deps", [*data, *sorted(files)])

@@ -91,7 +91,7 @@ def evaluate(params: Params) -> None:
         for path in (SCORES, CLASSES, BARS, CONFUSION, MATRIX, PICTURE):
             run.artifact(path)
     command.say(_line(scores, params.evaluate.subsets))
-    command.say("next: make report; or dvc exp show, dvc plots show, mlflow ui (README.md)")
+    command.say("next: make report, make table, make ui; or dvc plots show (README.md)")
 
 
 def summary(confusion: torch.Tensor, space: LabelSpace, subsets: tuple[str, ...]) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def confusion_rows(
 
 def draw(networks: dict[str, Segmenter], report: Index, params: Params, space: LabelSpace) -> None:
     """The picture: input, truth, predictions and the adapted network's uncertainty."""
-    from pipeline.drawing.figures import sheet
+    from pipeline.drawing.figures import grid, save
     from ssda.datasets.loading import EvaluationSamples
     from ssda.engine.evaluation import predict_labels, predict_uncertainty
 
@@ -155,7 +155,8 @@ def draw(networks: dict[str, Segmenter], report: Index, params: Params, space: L
         network = networks["adapted"]
         _, found = predict_uncertainty(network, alone, size, passes, random_state, **view)
         rows.append([image.permute(1, 2, 0).numpy(), label.numpy(), *labels, found[0].numpy()])
-    sheet(PICTURE, ["target image", "truth", *shown.values(), "uncertainty"], rows, space)
+    titles = ["target image", "truth", *shown.values(), "uncertainty"]
+    save(grid(titles, rows, space), PICTURE)
 
 
 def _flat(values: dict[str, Any]) -> dict[str, float | None]:

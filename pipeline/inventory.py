@@ -17,18 +17,14 @@ from pathlib import Path
 from time import time_ns
 from typing import Any
 
-from filelock import FileLock
-
 from pipeline import command
-from pipeline.paths import CONVERTED, INVENTORY, METRICS, PRETRAINED
-from pipeline.repository import root, stages
+from pipeline.paths import INVENTORY
+from pipeline.repository import root
 from pipeline.splits import RawSplit, raw_splits
 from ssda.datasets.layouts import find_images, find_labels
 from ssda.files import fingerprint, write_text
 from ssda.params import Params, load_params
 
-TARGET_MARKER = "${target.root}/${target.marker}"
-"""Its place in dvc.yaml, where `python -m pipeline.dependencies` writes it if it is not null."""
 SEEN = Path(".ssda/fingerprints")
 """What was seen of the raw files, of this clone alone; may be deleted."""
 SETTLED = 2_000_000_000
@@ -58,6 +54,8 @@ def count_files(raw: RawSplit) -> dict[str, int | str]:
 
 def fingerprints(raw: RawSplit, paths: list[str]) -> dict[str, tuple[int, str]]:
     """{path: (bytes, fingerprint)} of raw files, of which only new and touched ones are opened."""
+    from filelock import FileLock
+
     kept = root() / SEEN / f"{raw.name.replace('/', '_')}.json"
     with FileLock(kept.with_suffix(".lock")), ThreadPoolExecutor() as pool:
         known: dict[str, list[Any]] = {}
@@ -81,28 +79,6 @@ def _state(path: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def check_places(params: Params) -> None:
-    """Raise ValueError for what DVC would refuse later, or has not brought here."""
-    here = Path.cwd()
-    for folder in (INVENTORY, CONVERTED, PRETRAINED.parent, METRICS):
-        if not folder.resolve().is_relative_to(here.resolve()):
-            raise ValueError(
-                f"{folder}: a link to {folder.resolve()}, where DVC keeps no results: make it a "
-                "folder, and put DVC's cache on the other disk (dvc cache dir)"
-            )
-    for raw in (*params.sources.values(), params.target):
-        if root() != here.resolve() and not Path(raw.root).exists():
-            raise ValueError(
-                f"{raw.root}: not in the folder of this experiment, where only is what git has and "
-                "what DVC has and a marker names: give the full path, or dvc add it"
-            )
-    marker, stage = params.target.marker, stages(Path()).get("inventory")
-    if marker is not None and stage is not None and TARGET_MARKER not in stage.deps:
-        raise ValueError(
-            f"target.marker = {marker!r}: not in dvc.yaml yet; run python -m pipeline.dependencies"
-        )
-
-
 def inventory(params: Params, source: str) -> None:
     """Write data/inventory/<source>.json for a source and the target, unless it says so already.
 
@@ -110,6 +86,8 @@ def inventory(params: Params, source: str) -> None:
 
     Raises ValueError for a source that is not in the parameters, and what `check_places` raises.
     """
+    from pipeline.checks.preflight import check_places
+
     if source not in params.sources:
         raise ValueError(f"source {source!r}: allowed are {', '.join(params.sources)}")
     check_places(params)

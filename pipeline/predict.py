@@ -19,7 +19,7 @@ from ssda.files import check_names, walk
 if TYPE_CHECKING:
     import numpy as np
 
-    from ssda.engine.labelling import Labelled, Labeller
+    from ssda.engine.labelling import LabelledImage, Labeller
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
@@ -32,7 +32,7 @@ class Seen:
     """What the network says of an image, and where it goes: below the output, without an ending."""
 
     name: str
-    said: Labelled
+    said: LabelledImage
 
 
 def predict(network: Labeller, inputs: list[Path], out: Path, *, frames: bool = False) -> None:
@@ -148,14 +148,15 @@ def label_all(network: Labeller, images: Iterable[tuple[str, np.ndarray]]) -> It
     """What the network says of named images (H, W, 3), in order."""
     import cv2
 
-    for names, batch in _batches(images, network.view.batch if network.view.windows is None else 1):
+    options = network.options
+    for names, batch in _batches(images, options.batch if options.windows is None else 1):
         try:
             said = network.label_batch(batch)
         except (RuntimeError, MemoryError, cv2.error) as error:
             if (reason := command.lack_of_memory(error)) is None:
                 raise
             raise ValueError(
-                f"{names[0]}: out of memory with --batch {network.view.batch}; try --batch 1, "
+                f"{names[0]}: out of memory with --batch {options.batch}; try --batch 1, "
                 f"--windows 1024 768 or --scale 0.5 ({reason})"
             ) from error
         yield from map(Seen, names, said)
@@ -177,7 +178,7 @@ def _batches(
         yield names, batch
 
 
-def overlay(said: Labelled) -> np.ndarray:
+def overlay(said: LabelledImage) -> np.ndarray:
     """The classes' colours over the image, half and half."""
     import cv2
 
@@ -206,19 +207,18 @@ def write_pictures(out: Path, seen: Seen) -> None:
 def main() -> None:
     """The command line."""
     options = command.tool(__doc__)
-    number = command.at_least(1)
     add = options.add_argument
     add("inputs", nargs="+", type=Path, help="images, videos, folders of them")
     add("--model", type=Path, default=Path("models/adapted.safetensors"))
     add("--out", type=Path, required=True, help="folder for the predictions")
     text = "slide square windows over the (scaled) image, in pixels (default: see it whole)"
-    add("--windows", nargs=2, type=number, metavar=("EXTENT", "STEP"), help=text)
+    add("--windows", nargs=2, type=int, metavar=("EXTENT", "STEP"), help=text)
     text = "images of one size, or windows, a forward pass (default: 1)"
-    add("--batch", type=number, default=1, help=text)
+    add("--batch", type=int, default=1, help=text)
     text = "the network sees images at this times their size (default: 1)"
     add("--scale", type=float, default=1.0, help=text)
     add("--flip", action="store_true", help="average with the mirrored image")
-    add("--passes", type=number, default=4, help="of the uncertainty (default: 4)")
+    add("--passes", type=int, default=4, help="of the uncertainty (default: 4)")
     add("--frames", action="store_true", help="the frames of videos as pictures, too")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto")
 

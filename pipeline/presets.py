@@ -6,7 +6,6 @@ presets are listed.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,12 +27,9 @@ def use(names: Sequence[str], params: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a preset, and overlays of it")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    arguments = parser.parse_args()
-    command.guard(lambda: use(arguments.names, arguments.params), debug=arguments.debug)
+    options = command.parser(__doc__)
+    options.add_argument("names", nargs="*", metavar="NAME", help="a preset, and overlays of it")
+    command.start(options, lambda given: use(given.names, given.params))
 
 
 if __name__ == "__main__":

@@ -52,18 +52,19 @@ def load(
     """
     from pathlib import Path
 
-    from ssda.engine.labelling import View, load_labeller
+    from ssda.engine.labelling import Options, load_labeller
+    from ssda.params import square_windows
     from ssda.sections import validate
 
     options = {
         "device": device,
-        "windows": windows and {"extent": [windows[0]] * 2, "step": [windows[1]] * 2},
+        "windows": square_windows(windows, "windows"),
         "batch": batch,
         "scale": scale,
         "flip": flip,
         "passes": passes,
     }
-    return load_labeller(Path(path), validate(View, options, "options"))
+    return load_labeller(Path(path), validate(Options, options, "options"))
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ docs/parameters.md: `python -m pipeline.parameters` writes them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -270,6 +271,9 @@ class Augmentation(Section):
 class Adapt(Section):
     """Joint adaptation."""
 
+    start: Text | None
+    """File of the network that it starts from, such as one by pipeline.import_network; null: what
+    pretrain leaves."""
     iterations: PositiveSteps
     """Optimiser steps."""
     batch_size: BatchSize
@@ -301,6 +305,14 @@ class Windows(Section):
         if self.step[0] > self.extent[0] or self.step[1] > self.extent[1]:
             raise ValueError(f"step {list(self.step)} must be no larger than extent")
         return self
+
+
+def square_windows(sides: Sequence[int] | None, name: str) -> Windows | None:
+    """The square windows of an extent and a step; ValueError names what they came in."""
+    if sides is None:
+        return None
+    extent, step = sides
+    return validate(Windows, {"extent": [extent] * 2, "step": [step] * 2}, name)
 
 
 class Evaluate(Section):

@@ -13,8 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline.drawing.figures import sheet
-from pipeline.inventory import check_places
+from pipeline.checks.preflight import check_places
+from pipeline.drawing.figures import grid, save
 from pipeline.repository import is_tracked
 from pipeline.splits import RawSplit, raw_splits
 from ssda.datasets.conversion import check_split, listed
@@ -80,7 +80,7 @@ def check(params: Params, *, images: bool = False) -> None:
 def untracked(params: Params) -> list[Path]:
     """Raw folders and files of one's own that DVC does not bring to an experiment's folder."""
     raws = (*params.sources.values(), params.target)
-    files = [params.labels, params.model.weights, *(raw.layout for raw in raws)]
+    files = [params.labels, params.model.weights, params.adapt.start, *(raw.layout for raw in raws)]
     places = [Path(raw.root) for raw in raws]
     places += [Path(file) for file in files if file is not None and Path(file).is_file()]
     return [place for place in dict.fromkeys(places) if not is_tracked(place)]
@@ -125,5 +125,5 @@ def draw(index: Index, raw: RawSplit) -> Path:
         overlay = cv2.addWeighted(image, 0.5, palette[label], 0.5, 0.0).astype(np.uint8)
         rows.append([image, label, overlay])
     path = PICTURES / f"{raw.name.replace('/', '_')}.png"
-    sheet(path, ["image", "labels (black: void)", "both"], rows, index.space)
+    save(grid(["image", "labels (black: void)", "both"], rows, index.space), path)
     return path

@@ -41,7 +41,7 @@ def is_finished(stage: str, params: Params) -> bool:
     """Whether the stage's outputs are there and are those of its params, code and inputs."""
     definition = stages(CODE)[stage]
     needed = [*definition.deps, *definition.outs]
-    if not all(Path(name).exists() for name in needed if not name.endswith(".py")):
+    if not all(Path(name).exists() for name in needed if not name.endswith((".py", "}"))):
         return False
     note = _note(stage)
     if note.exists() and json.loads(note.read_text()) == _facts(stage, params):
@@ -57,6 +57,8 @@ def stage_key(stage: str, params: Params) -> str:
     paths = {dep: (CODE if dep.endswith(".py") else Path()) / dep for dep in definition.deps}
     if params.model.weights is not None:
         paths["weights"] = Path(params.model.weights)
+    if stage == "adapt" and params.adapt.start is not None:
+        paths["start"] = Path(params.adapt.start)
     return digest(params.model_dump_json(include=sections), paths)[:16]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.repository import digest, root
+from pipeline.paths import CONVERTED, INVENTORY, METRICS, PRETRAINED
+from pipeline.repository import digest, root, stages
 from pipeline.splits import raw_splits
 from ssda.datasets.layouts import find_images
 from ssda.files import write_text
@@ -20,6 +21,7 @@ def preflight(params: Params) -> None:
     weights = params.model.weights
     if weights is not None and not Path(weights).is_file():
         raise ValueError(f"model.weights = {weights!r}: no such file")
+    check_start(params)
     facts = params.model_dump_json(exclude={"random_state", "evaluate", "runtime"})
     passed, now = root() / PASSED, digest(facts, {})
     if passed.is_file() and passed.read_text(encoding="utf-8") == now:
@@ -27,6 +29,58 @@ def preflight(params: Params) -> None:
     check_crops(params)
     check_network(params)
     write_text(passed, now)
+
+
+def check_places(params: Params) -> None:
+    """Raise ValueError for what DVC would refuse later, or has not brought here."""
+    here = Path.cwd()
+    for folder in (INVENTORY, CONVERTED, PRETRAINED.parent, METRICS):
+        if not folder.resolve().is_relative_to(here.resolve()):
+            raise ValueError(
+                f"{folder}: a link to {folder.resolve()}, where DVC keeps no results: make it a "
+                "folder, and put DVC's cache on the other disk (dvc cache dir)"
+            )
+    for raw in (*params.sources.values(), params.target):
+        if root() != here.resolve() and not Path(raw.root).exists():
+            raise ValueError(
+                f"{raw.root}: not in the folder of this experiment, where only is what git has and "
+                "what DVC has and a marker names: give the full path, or dvc add it"
+            )
+    check_dependencies(params)
+
+
+def optional_dependencies(params: Params) -> dict[str, tuple[str, str, str | None]]:
+    """{stage: (parameter, the dep that it is in dvc.yaml, its value)} of deps that may be missing.
+
+    DVC has none: `python -m pipeline.dependencies` writes one where its value is not null.
+    """
+    marker = "${target.root}/${target.marker}"
+    return {
+        "inventory": ("target.marker", marker, params.target.marker),
+        "adapt": ("adapt.start", "${adapt.start}", params.adapt.start),
+    }
+
+
+def check_dependencies(params: Params) -> None:
+    """Raise ValueError where a dep that the parameters ask for is not in dvc.yaml."""
+    written = stages(Path())
+    for name, (key, dep, value) in optional_dependencies(params).items():
+        if value is not None and name in written and dep not in written[name].deps:
+            raise ValueError(
+                f"{key} = {value!r}: not in dvc.yaml yet; run python -m pipeline.dependencies"
+            )
+
+
+def check_start(params: Params) -> None:
+    """Raise ValueError where adaptation cannot start from the network in `adapt.start`."""
+    if params.adapt.start is None:
+        return
+    from ssda.engine.checkpoints import check_kind
+
+    try:
+        check_kind(Path(params.adapt.start), params.model, load_space(params.labels))
+    except ValueError as error:
+        raise ValueError(f"adapt.start: {error}") from error
 
 
 def check_crops(params: Params) -> None:

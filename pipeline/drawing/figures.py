@@ -34,9 +34,7 @@ def bars(values: Mapping[str, Mapping[str, float | None]]) -> Figure:
         lengths = [of_class[c] or 0.0 for c in classes]
         axis.barh(positions, lengths, thickness, label=name, color=f"C{number}")
     axis.set_yticks(range(len(classes)), classes)
-    axis.set_ylim(len(classes) - 0.5, -0.5)
-    axis.set_xlim(0, 100)
-    axis.set_xlabel("IoU in per cent")
+    axis.set(xlim=(0, 100), ylim=(len(classes) - 0.5, -0.5), xlabel="IoU in per cent")
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
     figure.legend(loc="outside upper center", ncols=min(len(values), 3), frameon=False)
@@ -50,8 +48,7 @@ def curve(title: str, unit: str, lines: Mapping[str, Sequence[tuple[int, float]]
     for name, points in lines.items():
         axis.plot(*zip(*points, strict=True) if points else ((), ()), marker=".", label=name)
     axis.set_title(title, fontsize=11)
-    axis.set_xlabel("step")
-    axis.set_ylabel(unit)
+    axis.set(xlabel="step", ylabel=unit)
     axis.grid(alpha=0.3)
     if len(lines) > 1:
         axis.legend(fontsize=8)
@@ -78,12 +75,9 @@ def matrices(shares: Mapping[str, torch.Tensor], space: LabelSpace) -> Figure:
     ):
         matrix = matrix[worst][:, worst]
         axis.imshow(matrix.numpy(), cmap="Blues", vmin=0, vmax=100)
-        axis.set_facecolor("lightgrey")
-        axis.set_title(name)
         axis.set_xticks(range(count), names, rotation=90)
         axis.set_yticks(range(count), names)
-        axis.set_xlabel("prediction")
-        axis.set_ylabel("truth")
+        axis.set(title=name, xlabel="prediction", ylabel="truth", facecolor="lightgrey")
         for y, x in (matrix >= 5).nonzero().tolist():
             share = float(matrix[y, x])
             colour = "white" if share > 60 else "black"
@@ -116,26 +110,13 @@ def draw_step(path: Path, record: StepRecord, space: LabelSpace) -> None:
     title = f"step {record.step + 1}: {shares['certain_share']:.0%} of the target's pixels certain"
     if "seeds" in shares:
         title += f", {shares['seeds']:.0%} are seeds"
-    sheet(path, titles, [*zip(*columns, strict=True)], space, title=title)
-
-
-def sheet(
-    path: Path,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[np.ndarray]],
-    space: LabelSpace,
-    *,
-    title: str | None = None,
-) -> None:
-    """Write a picture of rows of images as PNG; see `grid`."""
-    save(grid(columns, rows, space, title=title), path)
+    save(grid(titles, [*zip(*columns, strict=True)], space, title), path)
 
 
 def grid(
     columns: Sequence[str],
     rows: Sequence[Sequence[np.ndarray]],
     space: LabelSpace,
-    *,
     title: str | None = None,
 ) -> Figure:
     """Rows of images with a title a column and a legend of the classes that they show.

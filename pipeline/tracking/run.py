@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
@@ -148,11 +148,7 @@ class StageRun:
             # With a journal the stage goes on, if only to be killed before DVC had the result.
             run = newest
             run.client.update_run(run.id, "RUNNING")
-            self.known = run.steps(stage)
-            for name, points in self.journal.metrics.items():
-                for step, value in points.items():
-                    self._wait(name, value, step)
-            self.unsent.sort(key=lambda point: point.step)
+            self.known = run.fill_in(replace(self.journal, artifacts={}), Path())
         else:
             run = server.create(params, key, origin)
             if newest:
@@ -182,7 +178,7 @@ class StageRun:
     def _end(self, run: ServerRun, status: str) -> None:
         if status == "FINISHED":
             if self.failed:
-                ServerRun(run.client, run.client.get_run(run.id)).fill_in(self.journal, Path())
+                run.fill_in(self.journal, Path())
             else:
                 run.send(self.unsent)
             paths = [path for path in networks(self.journal.stage, Path()) if Path(path).exists()]

@@ -85,15 +85,6 @@ class ServerRun:
         """Whether all of a stage was there when the run was found."""
         return f"dvc.stage.{stage}" in self.run.data.tags
 
-    def steps(self, stage: str) -> set[tuple[str, int]]:
-        """Metric and step of the points that are there of a stage."""
-        names = [name for name in self.run.data.metrics if name.startswith(metric_prefix(stage))]
-        return {
-            (name, point.step)
-            for name in names
-            for point in self.client.get_metric_history(self.id, name)
-        }
-
     def send(self, points: Iterable[Point]) -> None:
         """Send points; of one that is there MLflow would keep both, unless the times are equal."""
         from mlflow.entities import Metric
@@ -106,18 +97,26 @@ class ServerRun:
         """Send a file, to a folder among the artifacts."""
         self.client.log_artifact(self.id, str(path), folder or None)
 
-    def fill_in(self, journal: Journal, workspace: Path) -> None:
-        """Send what the run lacks of a journal."""
-        there, time = self.steps(journal.stage), now()
-        self.send(
+    def fill_in(self, journal: Journal, workspace: Path) -> set[tuple[str, int]]:
+        """Send what the run lacks of a journal; returns metric and step of all that it has then."""
+        prefix, time = metric_prefix(journal.stage), now()
+        there = {
+            (name, point.step)
+            for name in self.client.get_run(self.id).data.metrics
+            if name.startswith(prefix)
+            for point in self.client.get_metric_history(self.id, name)
+        }
+        lacking = [
             Point(name, value, time, step)
             for name, points in journal.metrics.items()
             for step, value in points.items()
             if (name, step) not in there
-        )
+        ]
+        self.send(lacking)
         for name, folder in journal.artifacts.items():
             if (workspace / name).exists():
                 self.artifact(workspace / name, folder)
+        return there | {(point.metric, point.step) for point in lacking}
 
     def finish(self, stage: str, networks: Mapping[str, str]) -> None:
         """Say that the run holds all of a stage, and which networks it left, by path and MD5."""

@@ -64,9 +64,9 @@ class Training:
         return METRICS / self.stage
 
     @property
-    def iterations(self) -> int:
-        """Steps in all."""
-        return getattr(self.params, self.stage).iterations
+    def settings(self) -> Any:
+        """The stage's section of params."""
+        return getattr(self.params, self.stage)
 
     def follow(
         self, records: Iterator[StepRecord], validate: Callable[[], dict[str, float | None]]
@@ -83,12 +83,12 @@ class Training:
         Raises:
             Stop: training was asked to stop, and is saved.
         """
-        first, every = rank() == 0, getattr(self.params, self.stage).validate_every
+        first, every = rank() == 0, self.settings.validate_every
         validation = self.tables["validation"]
         bar = tqdm(
             records,
             initial=self.kept.first,
-            total=self.iterations,
+            total=self.settings.iterations,
             desc=self.stage,
             disable=not (self.params.runtime.progress and sys.stderr.isatty() and first),
             dynamic_ncols=True,
@@ -98,7 +98,7 @@ class Training:
         with stop_requests() as asked:
             for record in bar:
                 step, scores = record.step + 1, None
-                if every and (step % every == 0 or step == self.iterations):
+                if every and (step % every == 0 or step == self.settings.iterations):
                     scores = self.speed.validated(validate)
                     validation.append({"step": step} | rounded(scores, 3))
                 if first:
@@ -112,7 +112,7 @@ class Training:
                     raise (stop or Stop("stopped", 1)).after(step, self.kept.saved)
         if first:
             self._end()
-        if validation and validation[-1]["step"] == self.iterations:
+        if validation and validation[-1]["step"] == self.settings.iterations:
             return {name: float(v) for name, v in validation[-1].items() if name != "step"}
         return rounded(validate(), 3)
 
@@ -124,7 +124,7 @@ class Training:
         if record.problem is not None:
             self.left_out += 1
             warn(f"step {record.step}: {record.problem}; the step is left out")
-        if record.step % self.params.runtime.log_every == 0 or step == self.iterations:
+        if record.step % self.params.runtime.log_every == 0 or step == self.settings.iterations:
             scalars = record.scalars() | {"learning_rate": record.learning_rate}
             if self.left_out:
                 scalars["left_out"] = self.left_out
@@ -145,9 +145,9 @@ class Training:
         if record.problem is None:
             self.kept.save_if_due(step, self._notes)
         self.run.release(self.kept.saved)
-        if bar.disable and step == self.kept.first + 1 + MEASURED and step < self.iterations:
+        if bar.disable and self.kept.first + 1 + MEASURED == step < self.settings.iterations:
             seconds = self.speed.seconds_a_step(MEASURED)
-            left = tqdm.format_interval(seconds * (self.iterations - step))
+            left = tqdm.format_interval(seconds * (self.settings.iterations - step))
             command.say(f"{self.stage}: {seconds:.2g} s a step, about {left} left")
 
     def _tell_classes(self, record: StepRecord, step: int) -> None:
@@ -161,11 +161,11 @@ class Training:
             self.tables["classes"].append(row | rounded(of_class, 4))
 
     def _end(self) -> None:
-        self.kept.save(self.iterations, self._notes())
+        self.kept.save(self.settings.iterations, self._notes())
         if self.speed.costs:  # none where all steps were done before
             summary = self.speed.summary()
             share = {"validation_percent": summary["validation_percent"]}
-            self._log_speed(share, self.iterations)
+            self._log_speed(share, self.settings.iterations)
             command.say(f"{self.stage}: {told_speed(summary)}")
         for name, rows in self.tables.items():
             if rows:

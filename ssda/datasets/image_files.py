@@ -252,7 +252,7 @@ def _orientation(exif: bytes) -> int:
 
 
 def _is_transparent(pixels: np.ndarray) -> bool:
-    if pixels.shape[2:] != (4,) or pixels.dtype not in (np.uint8, np.uint16):
+    if pixels.shape[2:] != (4,) or not np.issubdtype(pixels.dtype, np.unsignedinteger):
         return False
     return int(pixels[..., 3].min()) < np.iinfo(pixels.dtype).max
 

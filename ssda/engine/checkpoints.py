@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssda.files import write_atomically
 from ssda.labels import LabelSpace, parse_space
-from ssda.networks.encoders import check_finite, is_built_in
+from ssda.networks.encoders import SOURCES, check_finite, is_built_in
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Model
 from ssda.sections import Section, parse_json, validate
@@ -54,19 +54,63 @@ def save_network(path: Path, network: Segmenter, model: Model, space: LabelSpace
         raise OSError(f"{path}: cannot be written: {error}") from error
 
 
-def load_network(path: Path) -> tuple[Segmenter, LabelSpace]:
+def load_network(path: Path, settings: Model | None = None) -> tuple[Segmenter, LabelSpace]:
     """The network that `save_network` wrote, on the CPU in evaluation mode, and its classes.
 
-    Nothing but this file is read, whatever it says: encoders are those that are built in.
+    Nothing but this file is read, whatever it says: encoders are those that are built in. With
+    settings the network takes from them what is no matter of weights, such as its dropout.
 
-    Raises ValueError naming the file where it is missing, damaged or of another kind.
+    Raises ValueError naming the file where it is missing, damaged or of another kind, also than the
+    settings say.
     """
+    description, model, space = _read_description(path)
+    if settings is not None:
+        check_kind(path, settings)
+        model = settings.model_copy(update={"encoder": model.encoder})
+    with safe_open(str(path), "pt") as file:  # pyright: ignore[reportUnknownVariableType]
+        state: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}
+    with torch.device("meta"):  # a wrong description must not fill the memory
+        blank = Segmenter(model, space.num_classes)
+    if problem := _misfit(state, blank.state_dict()):
+        raise ValueError(f"{path}: weights do not fit: {problem}")
+    check_finite(state, str(path))
+    network = Segmenter(model, space.num_classes)
+    network.load_state_dict(state)
+    if description.mean is not None and description.std is not None:
+        network.encoder.normalise(description.mean, description.std)
+    return network.eval(), space
+
+
+def check_kind(path: Path, model: Model, space: LabelSpace | None = None) -> None:
+    """Raise ValueError, in one line, where a file's network is not of that kind, or those classes.
+
+    Weights are not read.
+    """
+    _, own, classes = _read_description(path)
+    if model.encoder.startswith(SOURCES):  # the architecture is not in the name
+        model = model.model_copy(update={"encoder": own.encoder})
+    if kind(own) != kind(model):
+        raise ValueError(f"{path}: is {kind(own)}, model says {kind(model)}")
+    if space is not None and classes.names != space.names:
+        raise ValueError(
+            f"{path}: has the classes {', '.join(classes.names)}; labels has "
+            f"{', '.join(space.names)}"
+        )
+
+
+def kind(model: Model) -> str:
+    """What decides the names and shapes of a network's tensors, in words."""
+    width = f" of {model.channels} channels" if model.head == "daformer" else ""
+    views = "one resolution" if model.detail is None else "two resolutions"
+    return f"{model.encoder.partition('.')[0]} with {model.head}{width} at {views}"
+
+
+def _read_description(path: Path) -> tuple[Description, Model, LabelSpace]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
         with safe_open(str(path), "pt") as file:  # pyright: ignore[reportUnknownVariableType]
             metadata: dict[str, str] = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error})") from error
     content = parse_json(metadata.get("ssda", "{}"), str(path))
@@ -80,16 +124,7 @@ def load_network(path: Path) -> tuple[Segmenter, LabelSpace]:
             f"{path}: model.encoder = {model.encoder!r}: allowed in a file are mit_b0 to mit_b5 "
             "and encoders that timm has built in"
         )
-    with torch.device("meta"):  # a wrong description must not fill the memory
-        blank = Segmenter(model, space.num_classes)
-    if problem := _misfit(state, blank.state_dict()):
-        raise ValueError(f"{path}: weights do not fit: {problem}")
-    check_finite(state, str(path))
-    network = Segmenter(model, space.num_classes)
-    network.load_state_dict(state)
-    if description.mean is not None and description.std is not None:
-        network.encoder.normalise(description.mean, description.std)
-    return network.eval(), space
+    return description, model, space
 
 
 def _misfit(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:

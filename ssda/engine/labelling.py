@@ -23,7 +23,7 @@ from ssda.params import BatchSize, Windows
 from ssda.sections import Section
 
 
-class View(Section):
+class Options(Section):
     """How a network looks at images; `ssda.load` says what each means and has the defaults."""
 
     device: Literal["auto", "cuda", "cpu"]
@@ -35,7 +35,7 @@ class View(Section):
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledImage:
     """An image and what the network says of it.
 
     Attributes:
@@ -63,14 +63,14 @@ class Labeller:
 
     network: Segmenter
     space: LabelSpace
-    view: View
+    options: Options
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the train ids."""
         return self.space.names
 
-    def label(self, image: str | PathLike[str] | np.ndarray) -> Labelled:
+    def label(self, image: str | PathLike[str] | np.ndarray) -> LabelledImage:
         """Classes, colours and uncertainty of an image of any size.
 
         Args:
@@ -83,31 +83,31 @@ class Labeller:
             image = read_image(Path(image))
         return self.label_batch([image])[0]
 
-    def label_batch(self, images: Sequence[np.ndarray]) -> list[Labelled]:
+    def label_batch(self, images: Sequence[np.ndarray]) -> list[LabelledImage]:
         """As `label`, of images (H, W, 3) of one size, without windows in one forward pass."""
         for image in images:
             _check(image)
-        inputs = np.stack([_scaled(image, self.view.scale) for image in images])
+        inputs = np.stack([_scaled(image, self.options.scale) for image in images])
         classes, uncertainty = predict_uncertainty(
             self.network,
             torch.from_numpy(inputs).permute(0, 3, 1, 2),
             torch.Size(images[0].shape[:2]),
-            self.view.passes,
+            self.options.passes,
             random_state=0,
-            windows=self.view.windows,
-            per_pass=self.view.batch,
-            flip=self.view.flip,
+            windows=self.options.windows,
+            per_pass=self.options.batch,
+            flip=self.options.flip,
         )
         said = zip(images, classes.numpy(), uncertainty.numpy(), strict=True)
-        return [Labelled(*each, self.space) for each in said]
+        return [LabelledImage(*each, self.space) for each in said]
 
 
-def load_labeller(path: Path, view: View) -> Labeller:
+def load_labeller(path: Path, options: Options) -> Labeller:
     """The network of a file, where it is to compute; ValueError as `load_network`."""
     network, space = load_network(path)
-    device = pick_device(view.device)
+    device = pick_device(options.device)
     network.to(device).encoder.precision = pick_precision("auto", device)
-    return Labeller(network, space, view)
+    return Labeller(network, space, options)
 
 
 def _check(image: np.ndarray) -> None:

@@ -216,8 +216,13 @@ def load_imagenet_weights(encoder: Encoder, model: Model) -> None:
 
 
 def check_finite(state: dict[str, Tensor], place: str) -> None:
-    """ValueError that names the place and the first tensor with NaN or infinity."""
+    """ValueError that names the place and the first tensor with NaN, infinity or no plain numbers.
+
+    Files of PyTorch may hold sparse, quantised and empty (meta) tensors.
+    """
     for name, values in state.items():
+        if values.layout != torch.strided or values.is_quantized or values.is_meta:
+            raise ValueError(f"{place}: {name} is no plain tensor")
         if values.is_floating_point() and not bool(values.float().isfinite().all()):
             raise ValueError(f"{place}: {name} holds numbers that are not finite")
 

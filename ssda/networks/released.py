@@ -147,7 +147,7 @@ def from_published(
         raise ValueError(f"{place}: {rest[0]} is left over: {kind} has no such tensor")
     check_finite(dict(state), place)
     network.load_state_dict(
-        {name: state[theirs].view(own[name].shape) for name, theirs in names.items()}
+        {name: state[theirs].reshape(own[name].shape) for name, theirs in names.items()}
     )
     return network.eval()
 

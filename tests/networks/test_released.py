@@ -133,6 +133,8 @@ def test_a_network_that_is_not_there_is_one_line() -> None:
             r"backbone.norm1.bias is \[32\] float16, needed is \[32\] float32",
         ),
         ("backbone.norm1.bias", torch.full((32,), torch.inf), "backbone.norm1.bias holds numbers"),
+        ("backbone.norm1.bias", torch.ones(32).to_sparse(), "backbone.norm1.bias is no plain"),
+        ("backbone.norm1.bias", torch.ones(32, device="meta"), "backbone.norm1.bias is no plain"),
         ("decode_head.conv_seg.weight", None, "not a network of a known kind .*: allowed are"),
     ],
 )

@@ -1,11 +1,20 @@
 import errno
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.command import guard
+from pipeline.command import INACTIVE, guard
+from tests.conftest import ROOT
+
+COMMANDS = [
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+    for path in (ROOT / "pipeline").rglob("*.py")
+    if 'if __name__ == "__main__"' in path.read_text()
+]
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -54,3 +63,15 @@ def test_full_memory_is_one_line_in_every_stage(size: tuple[int, ...]) -> None:
         assert "\n" not in str(end.value.code)
         with pytest.raises((RuntimeError, MemoryError)):
             guard(work, debug=True)
+
+
+def test_a_python_without_the_packages_says_what_helps() -> None:
+    assert "pipeline.adapt" in COMMANDS and "make setup" in INACTIVE
+    for module in COMMANDS:
+        done = subprocess.run(
+            [sys.executable, "-S", "-m", module], cwd=ROOT, env={}, capture_output=True, text=True
+        )
+        assert done.stderr == f"error: No module named 'pydantic': {INACTIVE}\n", module
+        assert done.returncode == 1
+    with pytest.raises(SystemExit, match=f"^error: No module named 'torch': {INACTIVE}$"):
+        guard(raising(ModuleNotFoundError("No module named 'torch'")), debug=False)

@@ -116,6 +116,17 @@ def test_a_page_of_one_revision_holds_tables_curves_and_pictures(repository: Pat
     assert "metrics/confusion.png is not here" in text
 
 
+def test_what_is_not_in_the_cache_is_told(repository: Path, tmp_path: Path) -> None:
+    """As in a clone into which nothing was pulled."""
+    shutil.move(".dvc/cache", tmp_path / "cache")
+    try:
+        text = " ".join(written(["a"]).texts)
+    finally:
+        shutil.move(tmp_path / "cache", ".dvc/cache")
+    assert "50.2" in text and "None here." in text
+    assert "metrics/adapt/pictures is not here; dvc pull" in text
+
+
 def test_the_workspace_is_read_as_it_lies_there(repository: Path) -> None:
     content = Path("metrics/evaluate.json").read_text()
     Path("metrics/evaluate.json").write_text(json.dumps(scores(12.5)))

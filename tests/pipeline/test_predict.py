@@ -306,7 +306,7 @@ BAD = {
     "pickled model": (["a", "--model", "pickled"], r"pickled: not a safetensors file"),
     "gap between windows": (
         ["a", "--windows", "10", "20"],
-        r"options: windows = .*: step \[20, 20\] must be",
+        r"windows: step \[20, 20\] must be",
     ),
     "no pass": (["a", "--passes", "0"], r"options: passes = 0: input should be greater than"),
     "no scale": (["a", "--scale", "nan"], r"options: scale = nan: input should be"),

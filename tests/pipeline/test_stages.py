@@ -15,7 +15,9 @@ from ruamel.yaml import YAML
 
 from demo.scenes import write_cityscapes, write_gta
 from pipeline import adapt, convert, evaluate, inventory, pretrain
-from ssda.engine.checkpoints import load_network
+from ssda.engine.checkpoints import load_network, save_network
+from ssda.labels import CITYSCAPES
+from ssda.networks.segmenter import Segmenter
 from ssda.params import Params, load_params
 from ssda.sections import read_yaml, set_values
 from tests.conftest import ROOT
@@ -183,6 +185,20 @@ def test_changed_raw_data_is_told_before_training(workspace: Path, folder: str) 
             pretrain.pretrain(load_params(workspace / "params.yaml"))
     finally:
         path.write_bytes(content)
+
+
+def test_adaptation_starts_from_a_file_of_a_network(workspace: Path) -> None:
+    params = write_params(workspace, {"adapt.start": "start.safetensors"})
+    model = params.model.model_copy(update={"dropout": 0.5})
+    start = Segmenter(model, CITYSCAPES.num_classes)
+    save_network(Path("start.safetensors"), start, model, CITYSCAPES)
+    adapt.adapt(params)
+    adapted = load_network(workspace / "models/adapted.safetensors")[0]
+    before, after = (
+        torch.cat([p.flatten() for p in network.parameters()]) for network in (start, adapted)
+    )
+    assert 0 < (after - before).norm() < 0.5 * before.norm()
+    assert adapted.dropout == params.model.dropout != 0.5
 
 
 def test_without_pretraining_there_is_no_source_only_score(workspace: Path) -> None:

@@ -26,6 +26,15 @@ ALLOWED = {
 OURS = ("ssda", "pipeline", "demo", "benchmarks", "research", "tests")
 
 
+HELPERS = {f"pipeline.{name}" for name in ("command", "paths", "repository", "splits", "values")}
+ROOMS = {
+    "checks": {"drawing"},
+    "drawing": set[str](),
+    "tracking": set[str](),
+    "training": {"checks", "drawing", "tracking"},
+}
+
+
 def imports(path: Path) -> set[str]:
     modules: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -54,6 +63,20 @@ def test_facts_import_no_more_than_facts() -> None:
         assert ours <= FACTS, path
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_of_the_pipeline_knows_helpers_and_the_rooms_that_it_may(room: str) -> None:
+    """No stage and no command: those know the rooms."""
+    allowed = HELPERS | {f"pipeline.{other}" for other in ROOMS[room] | {room}}
+    for path in (ROOT / "pipeline" / room).glob("*.py"):
+        for module in imports(path):
+            named = module.split(".")[0] == "pipeline" and module != "pipeline"
+            assert not named or any(f"{module}.".startswith(f"{a}.") for a in allowed), path
+
+
+def test_every_room_of_the_pipeline_has_its_rule() -> None:
+    assert {path.parent.name for path in (ROOT / "pipeline").glob("*/*.py")} == {*ROOMS}
+
+
 def test_only_the_pipeline_knows_dvc_and_only_its_room_for_tracking_knows_mlflow() -> None:
     for folder in ("ssda", "demo", "pipeline"):
         for path in (ROOT / folder).rglob("*.py"):
@@ -65,7 +88,7 @@ def test_only_the_pipeline_knows_dvc_and_only_its_room_for_tracking_knows_mlflow
 def test_command_lines_import_nothing_heavy_before_they_work() -> None:
     modules = [f"pipeline.{path.stem}" for path in (ROOT / "pipeline").glob("[a-z]*.py")]
     code = (
-        f"import sys, {', '.join(modules)}, pipeline.tracking.__main__\n"
+        f"import sys, {', '.join(modules)}, pipeline.tracking.__main__, pipeline.tracking.run\n"
         "print([name for name in ('torch', 'mlflow', 'matplotlib', 'dvc') if name in sys.modules])"
     )
     done = subprocess.run(

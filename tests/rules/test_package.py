@@ -138,3 +138,19 @@ def test_the_version_is_the_same_everywhere() -> None:
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert newest is not None and newest[1] == PROJECT["version"]
     assert read_yaml(ROOT / "CITATION.cff")["version"] == PROJECT["version"]
+
+
+def test_the_page_on_installing_names_what_is_installed() -> None:
+    page = (ROOT / "docs/installing.md").read_text()
+    (said,) = re.findall(r"^installs `ssda` with (.*), and nothing", page, re.M)
+    assert set(re.split(", | and ", said)) == {*PROJECT["dependencies"]}
+    pinned = (ROOT / "requirements.lock").read_text().splitlines()
+    assert {*re.findall(r"`(torch==[\d.]+)`", page)} <= {*pinned}
+
+
+def test_make_alone_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    said = subprocess.run(["make"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    listed = re.findall(r"^  make (\S+) +\S", said, re.M)
+    (targets,) = re.findall(r"^\.PHONY: (.*)", makefile, re.M)
+    assert listed and sorted(listed) == sorted(targets.split())

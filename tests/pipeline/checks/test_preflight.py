@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.checks.preflight import PASSED, preflight
-from tests.conftest import make_params
+from pipeline.checks.finished import stage_key
+from pipeline.checks.preflight import PASSED, check_dependencies, preflight
+from pipeline.dependencies import updated
+from ssda.engine.checkpoints import save_network
+from ssda.labels import load_space
+from ssda.networks.segmenter import Segmenter
+from ssda.sections import read_yaml
+from tests.conftest import ROOT, make_params
+
+START = Path("start.safetensors")
 
 RAW = {"sources.game.root": "game", "target.root": "city"}
 IMAGES = ("game/images/0.png", "city/leftImg8bit/train/town/0_leftImg8bit.png")
@@ -100,3 +108,59 @@ def test_what_has_passed_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch)
     assert len(looked) == 1
     preflight(make_params(RAW | {"model.channels": 16}))
     assert len(looked) == 2
+
+
+def write_network(overrides: dict[str, Any], labels: str = "cityscapes") -> Path:
+    model, space = make_params(overrides).model, load_space(labels)
+    save_network(START, Segmenter(model, space.num_classes), model, space)
+    return START
+
+
+def test_a_network_to_start_from_is_looked_at_each_time() -> None:
+    starting = make_params(RAW | {"adapt.start": str(START)})
+    for change, message in (
+        (lambda: None, "no such file"),
+        (lambda: START.write_bytes(b"x" * 100), "not a safetensors file"),
+        (
+            lambda: write_network({"model.channels": 16}),
+            "is tf_efficientnet_lite0 with daformer of 16 channels at one resolution, model says "
+            "tf_efficientnet_lite0 with daformer of 48 channels at one resolution$",
+        ),
+        (
+            lambda: write_network({"model.detail": [128, 128], "images.crop": [256, 256]}),
+            "is tf_efficientnet_lite0 with daformer of 48 channels at two resolutions, model says",
+        ),
+        (lambda: write_network({}, "own.yaml"), "has the classes a, b; labels has road, sidewalk"),
+        (lambda: write_network({"model.dropout": 0.5}), None),
+        (lambda: START.unlink(), "no such file"),
+    ):
+        Path("own.yaml").write_text("classes: {a: [0, 0, 0], b: [1, 1, 1]}\n")
+        change()
+        if message is None:
+            preflight(starting)
+            continue
+        with pytest.raises(ValueError, match=f"^adapt.start: {START}: {message}") as caught:
+            preflight(starting)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_network_to_start_from_must_be_in_dvc_yaml() -> None:
+    text = (ROOT / "dvc.yaml").read_text()
+    params = make_params(RAW | {"adapt.start": str(START)})
+    Path("dvc.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"^adapt\.start = .*run python -m pipeline.dependencies"):
+        check_dependencies(params)
+    Path("dvc.yaml").write_text(updated(text, params))
+    check_dependencies(params)
+    deps = read_yaml(Path("dvc.yaml"))["stages"]["adapt"]["deps"]
+    assert "${adapt.start}" in deps
+    assert updated(Path("dvc.yaml").read_text(), make_params(RAW)) == text
+
+
+def test_another_network_to_start_from_is_another_state() -> None:
+    params = make_params(RAW | {"adapt.start": str(START)})
+    keys: set[str] = set()
+    for content in (b"one", b"two"):
+        START.write_bytes(content)
+        keys |= {stage_key("adapt", params), stage_key("pretrain", params)}
+    assert len(keys) == 3

@@ -4,7 +4,6 @@ import json
 import socket
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from contextlib import closing
@@ -417,12 +416,6 @@ def test_register(params: Params, root: Path, capsys: pytest.CaptureFixture[str]
     assert version.run_id == runs(root, params)[-1].info.run_id
     (file,) = client(root).list_artifacts(version.run_id, "model")
     assert file.path == "model/adapted.safetensors"
-
-
-def test_mlflow_is_imported_late() -> None:
-    script = "import sys, pipeline.tracking.run; print('mlflow' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout == "False\n"
 
 
 def test_timings_are_in_the_run_and_not_in_the_journal(params: Params, root: Path) -> None:
