@@ -124,7 +124,7 @@ def test_what_is_not_in_the_cache_is_told(repository: Path, tmp_path: Path) -> N
     finally:
         shutil.move(tmp_path / "cache", ".dvc/cache")
     assert "50.2" in text and "None here." in text
-    assert "metrics/adapt/pictures is not here; dvc pull" in text
+    assert "No pictures here; runtime.picture_every asks for them, dvc pull" in text
 
 
 def test_the_workspace_is_read_as_it_lies_there(repository: Path) -> None:
