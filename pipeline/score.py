@@ -18,6 +18,7 @@ from pipeline import command
 from ssda.files import write_atomically, write_json
 from ssda.labels import CITYSCAPES_IDS, LabelSpace
 from ssda.params import Params, Size, Windows, load_params, square_windows
+from ssda.sections import changed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,9 +175,7 @@ def view_of(view: View | str, network: Segmenter) -> View:
 
 def as_params(view: View, params: Params) -> Params:
     """The parameters with that view."""
-    images = params.images.model_copy(update={"target_size": view.resize})
-    evaluate = params.evaluate.model_copy(update={"windows": view.windows})
-    return params.model_copy(update={"images": images, "evaluate": evaluate})
+    return changed(params, {"images.target_size": view.resize, "evaluate.windows": view.windows})
 
 
 def label_ids(space: LabelSpace) -> np.ndarray:
@@ -263,10 +262,8 @@ def main() -> None:
         if given.windows or given.resize:
             resize = None if given.resize is None else tuple(given.resize)
             view = View(resize, square_windows(given.windows, "--windows"))
-        evaluate = params.evaluate.model_copy(update={"flip": given.flip})
         device = given.device or params.runtime.device
-        runtime = params.runtime.model_copy(update={"device": device})
-        params = params.model_copy(update={"evaluate": evaluate, "runtime": runtime})
+        params = changed(params, {"evaluate.flip": given.flip, "runtime.device": device})
         found, space = score(given.model, raw, view, params, given.predictions)
         if raw.labelled:
             print(table(found, space))
