@@ -118,12 +118,9 @@ class Experiment:
         """The pictures of training, evenly chosen where there are many."""
         from dvc_data.index import DataIndexDirError
 
-        folder = "metrics/adapt/pictures"
         try:
-            paths = sorted(self.files.ls(folder, detail=False))
-        except DataIndexDirError:
-            return [(folder, None)]
-        except OSError:
+            paths = sorted(self.files.ls("metrics/adapt/pictures", detail=False))
+        except (OSError, DataIndexDirError):
             return []
         last = max(len(paths) - 1, 1)
         chosen = sorted({round(i * last / (SHEETS - 1)) for i in range(SHEETS)})

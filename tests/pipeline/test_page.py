@@ -116,15 +116,14 @@ def test_a_page_of_one_revision_holds_tables_curves_and_pictures(repository: Pat
     assert "metrics/confusion.png is not here" in text
 
 
-def test_what_is_not_in_the_cache_is_told(repository: Path, tmp_path: Path) -> None:
-    """As in a clone into which nothing was pulled."""
-    shutil.move(".dvc/cache", tmp_path / "cache")
-    try:
-        text = " ".join(written(["a"]).texts)
-    finally:
-        shutil.move(tmp_path / "cache", ".dvc/cache")
+def test_a_clone_into_which_nothing_was_pulled_has_a_page(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("git", "clone", "-q", "-b", "a", str(repository), str(tmp_path / "clone"))
+    monkeypatch.chdir(tmp_path / "clone")
+    text = " ".join(written([page.WORKSPACE]).texts)
     assert "50.2" in text and "None here." in text
-    assert "metrics/adapt/pictures is not here; dvc pull" in text
+    assert "No pictures here; runtime.picture_every asks for them, dvc pull" in text
 
 
 def test_the_workspace_is_read_as_it_lies_there(repository: Path) -> None:
