@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 
 from pipeline.import_network import main
 from ssda.engine.checkpoints import load_network
@@ -67,18 +68,27 @@ def name_as_old_numpy(path: Path) -> None:
             archive.writestr(name, old)
 
 
-@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_the_teacher_comes_in_where_it_is_asked_for(
+    content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(content, FILE)
+    run(monkeypatch, FILE, "--out", OUT, "--network", "teacher")
+    found = load_file(OUT)["encoder.network.network.norm1.weight"]
+    assert torch.equal(found, content["state_dict"]["ema_model.backbone.norm1.weight"])
+    assert not torch.equal(found, content["state_dict"]["model.backbone.norm1.weight"])
+
+
 def test_a_training_run_s_file_comes_in_and_goes_out_bit_for_bit(
-    content: dict[str, Any], role: str, monkeypatch: pytest.MonkeyPatch
+    content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(content, FILE)
     name_as_old_numpy(FILE)
-    run(monkeypatch, FILE, "--out", OUT, *(["--network", role] if role == "teacher" else []))
+    run(monkeypatch, FILE, "--out", OUT)
     network, space = load_network(OUT)
     assert (network.encoder.name, network.detail, space) == ("mit_b0", (512, 512), CITYSCAPES)
     run(monkeypatch, OUT, "--to", "mmseg", "--out", "again.pth")
     again = torch.load("again.pth", weights_only=True)
-    expected = networks(content["state_dict"], "model." if role == "student" else "ema_model.")
+    expected = networks(content["state_dict"], "model.")
     assert again["state_dict"].keys() == expected.keys()
     assert all(torch.equal(again["state_dict"][name], v) for name, v in expected.items())
     assert again["meta"] == {key: META[key] for key in ("CLASSES", "PALETTE")}
