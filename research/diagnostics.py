@@ -52,8 +52,9 @@ from ssda.method.uncertainty import STATISTICS
 from ssda.networks.encoders import Encoder, load_imagenet_weights
 from ssda.networks.heads import enlarge
 from ssda.networks.segmenter import Segmenter, Views
-from ssda.params import Adapt, Params
+from ssda.params import Params
 from ssda.randomness import generators
+from ssda.sections import changed
 
 RESULT = Path("research/results/diagnostics.json")
 EDGE = 2
@@ -488,12 +489,9 @@ def _terms(
     things = load_space(params.labels).things
 
     def task(weights: dict[str, float], **changes: str) -> Task:
-        settings: Adapt = params.adapt.model_copy(
-            update={
-                "losses": params.adapt.losses.model_copy(update={"target": 1.0} | weights),
-                "uncertainty": params.adapt.uncertainty.model_copy(update=changes),
-            }
-        )
+        values = {f"losses.{name}": weight for name, weight in ({"target": 1.0} | weights).items()}
+        others = {f"uncertainty.{name}": value for name, value in changes.items()}
+        settings = changed(params.adapt, values | others)
         return Task(settings, frequencies, things, params.random_state)
 
     def on_source(name: str) -> Callable[[], object]:

@@ -56,7 +56,7 @@ def modules_of(distributions: set[str]) -> set[str]:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("ssda", "pipeline", "demo", "benchmarks"):
+    for name in ("ssda", "pipeline", "demo", "benchmarks", "research"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
