@@ -7,7 +7,6 @@ Processor time, so that threads do not count in our favour: labels a second *a c
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.made_up import convert_game, write_game
-from benchmarks.measure import Answer, describe_machine, interleave, ratio, report
+from benchmarks.measure import Answer, command, interleave, ratio
 from benchmarks.usual import convert_label, masked_train_ids
 from ssda.datasets.conversion import PNG_OPTIONS, count_classes
 from ssda.datasets.layouts import load_layout
@@ -76,16 +75,11 @@ def compare(folder: Path, count: int, rounds: int) -> list[Answer]:
     return [mapping, whole]
 
 
-def main() -> None:
-    """Measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    machine = describe_machine()
+def answers(images: int, rounds: int) -> list[Answer]:
+    """In a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        report("conversion", machine, compare(Path(folder), arguments.images, arguments.rounds))
+        return compare(Path(folder), images, rounds)
 
 
 if __name__ == "__main__":
-    main()
+    command("conversion", __doc__, answers, images=16, rounds=3)

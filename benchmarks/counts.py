@@ -33,6 +33,7 @@ from ssda.method.teacher import frozen
 from ssda.networks.encoders import Encoder
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Margins, Params
+from ssda.sections import changed
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,8 @@ def count_step(params: Params, images: Index, gpu: FakeCuda) -> Counted:
     """
     networks = fake_networks(params)
     margins = Margins(top=0, bottom=0, left=0, right=0)
-    changed: dict[str, Any] = {
-        "runtime": params.runtime.model_copy(update={"workers": 0, "picture_every": 0}),
-        "sampling": params.sampling.model_copy(update={"min_pixels": 0}),
-        "adapt": params.adapt.model_copy(update={"margins": margins}),
-    }
-    params = params.model_copy(update=changed)
+    changes = {"runtime.workers": 0, "runtime.picture_every": 0, "sampling.min_pixels": 0}
+    params = changed(params, changes | {"adapt.margins": margins})
     steps = adapt_steps(networks, [images], images, params, CITYSCAPES)
     next(steps)
     gpu.seen = Seen()

@@ -5,7 +5,6 @@ python -m benchmarks.data
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -20,31 +19,21 @@ from PIL import Image
 from torchvision.io import decode_image
 
 from benchmarks.made_up import convert_game, write_game
-from benchmarks.measure import Answer, describe_machine, interleave, report
+from benchmarks.measure import Answer, command, interleave
 from benchmarks.step import create_setting, describe, made_up_task
+from pipeline.overlays import load_preset
 from ssda.datasets.index import Index
 from ssda.datasets.loading import SourceSamples, TargetSamples, source_batches, target_batches
 from ssda.engine.training import create_optimiser
 from ssda.method.adaptation import joint_step
 from ssda.params import Params, load_params
+from ssda.sections import changed
 
 Item = TypeVar("Item")
 FULL = (1914, 1052)
 ENLARGED = (2560, 1440)
 """Size of a GTA image, and what it is enlarged to for crops of 1024 x 1024."""
 CORES = 16
-
-
-def full_size(params: Params) -> Params:
-    """Images and crops of the paper's run."""
-    images = {"target_size": (2048, 1024), "crop": (1024, 1024)}
-    sampling = {"min_pixels": 3000, "min_crop_ratio": 2.0}
-    return params.model_copy(
-        update={
-            "images": params.images.model_copy(update=images),
-            "sampling": params.sampling.model_copy(update=sampling),
-        }
-    )
 
 
 def samples_of(index: Index, params: Params) -> tuple[SourceSamples, TargetSamples]:
@@ -145,30 +134,25 @@ def _timed(items: Iterator[Item], waits: list[float]) -> Iterator[Item]:
         yield item
 
 
-def main() -> None:
-    """Measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20)
-    arguments = parser.parse_args()
-    machine = describe_machine()
+def answers(rounds: int, steps: int) -> list[Answer]:
+    """Of the demo's images, and of those of the paper's run."""
     params = load_params()
+    paper = changed(load_preset("gta_resnet101"), {"images.target_size": (2048, 1024)})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         small = convert_game(write_game(folder / "small", 60, (272, 144)), folder / "small_out")
         large = convert_game(write_game(folder / "large", 4, FULL), folder / "large_out")
         large = replace(large, resize=ENLARGED)
-        demo = time_samples(small, params, arguments.rounds)
-        full = time_samples(large, full_size(params), arguments.rounds)
-        answers = [
+        demo = time_samples(small, params, rounds)
+        full = time_samples(large, paper, rounds)
+        return [
             rate(demo, "demo"),
             rate(full, f"1024 x 1024 crops of PNGs of {FULL[0]} x {FULL[1]}"),
-            compare_decoders(folder / "large/images/00000.png", arguments.rounds),
-            share_of_waiting(small, params, arguments.steps),
+            compare_decoders(folder / "large/images/00000.png", rounds),
+            share_of_waiting(small, params, steps),
             feed_of_a_gpu(full),
         ]
-    report("data", machine, answers)
 
 
 if __name__ == "__main__":
-    main()
+    command("data", __doc__, answers, rounds=5, steps=20)

@@ -7,11 +7,9 @@ The exponent of a quantity is the slope of a line through the logarithms: 1 is l
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +17,9 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.made_up import convert_game, write_game
-from benchmarks.measure import Answer, describe_machine, interleave, peak_mib, report
+from benchmarks.measure import Answer, apart, command, interleave, peak_gib
 from benchmarks.step import create_setting
-from benchmarks.trucrf import gradient, problem
+from benchmarks.trucrf import gradient, grown_mib, problem
 from ssda.engine.evaluation import score
 from ssda.engine.metrics import confusion_matrix
 from ssda.method.subdomains import select_seeds
@@ -84,17 +82,8 @@ def crf_time(over: str, cases: dict[float, tuple[int, int, int]], rounds: int) -
 
 def crf_memory(sides: Sequence[int]) -> Curve:
     """What the truncated CRF needs beyond its inputs, a fresh process a size."""
-    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        grown = [pool.apply(_crf_growth, (side,)) for side in sides]
+    grown = [apart(grown_mib, "ours", (2, 19, side, side), 5) for side in sides]
     return Curve("truncated CRF, memory", "pixels", [2 * s * s for s in sides], grown, "MiB", 1.1)
-
-
-def _crf_growth(side: int) -> float:
-    gradient("ours", problem((1, 2, 8, 8)), 5)
-    inputs = problem((2, 19, side, side))
-    before = peak_mib()
-    gradient("ours", inputs, 5)
-    return peak_mib() - before
 
 
 def seeds_time(sides: Sequence[int], rounds: int) -> Curve:
@@ -146,11 +135,8 @@ def convert_time(counts: Sequence[int], rounds: int) -> Curve:
 
 def scoring_memory(params: Params, counts: Sequence[int]) -> Curve:
     """The most memory of a process that scores images, a fresh process a size."""
-    with (
-        tempfile.TemporaryDirectory() as name,
-        get_context("spawn").Pool(1, maxtasksperchild=1) as p,
-    ):
-        peaks = [p.apply(_scoring_peak, (Path(name) / str(n), params, n)) for n in counts]
+    with tempfile.TemporaryDirectory() as name:
+        peaks = [apart(_scoring_peak, Path(name) / str(n), params, n) for n in counts]
     return Curve("scoring, memory of the process", "images", counts, peaks, "MiB", 0.1)
 
 
@@ -158,7 +144,7 @@ def _scoring_peak(folder: Path, params: Params, count: int) -> float:
     index = convert_game(write_game(folder / "game", count, (256, 128)), folder / "out")
     network = create_setting(params).networks.teacher
     score([network], index, params)
-    return peak_mib()
+    return 1024 * peak_gib()
 
 
 def draw(curves: Sequence[Curve]) -> None:
@@ -182,12 +168,8 @@ def draw(curves: Sequence[Curve]) -> None:
     figure.savefig(PICTURE, metadata={"Software": None})
 
 
-def main() -> None:
-    """Measure, draw, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds: int = parser.parse_args().rounds
-    machine = describe_machine()
+def answers(rounds: int) -> list[Answer]:
+    """All exponents; draws the curves."""
     params = load_params()
     sides = (64, 96, 128, 192, 256)
     pairs = {r: (2 * r + 1) ** 2 - 1 for r in (1, 2, 3, 5, 7)}
@@ -203,8 +185,8 @@ def main() -> None:
         scoring_memory(params, (16, 32, 64, 128)),
     ]
     draw(curves)
-    report("growth", machine, [curve.answer() for curve in curves])
+    return [curve.answer() for curve in curves]
 
 
 if __name__ == "__main__":
-    main()
+    command("growth", __doc__, answers, rounds=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -9,14 +10,16 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ssda.engine.device import peak_memory
 from ssda.files import write_json
 
+Result = TypeVar("Result")
 RESULTS = Path(__file__).parent / "results"
 HEADER = (
     "| question | answer | bar | | medians (fastest to slowest) |\n| --- | --- | --- | --- | --- |"
@@ -106,12 +109,18 @@ def interleave(
     return {name: sorted(values) for name, values in seconds.items()}
 
 
-def peak_mib() -> float:
-    """The most memory that this process has held, in MiB (Linux)."""
-    peak = peak_memory(torch.device("cpu"))
+def peak_gib(device: torch.device | None = None) -> float:
+    """The most memory, in GiB, that tensors have held on a GPU, or this process on Linux."""
+    peak = peak_memory(device or torch.device("cpu"))
     if peak is None:
         raise OSError("the system does not tell the most memory that a process has held")
-    return 1024 * peak
+    return peak
+
+
+def apart(work: Callable[..., Result], *arguments: object) -> Result:
+    """What a function of a module gives in a process of its own."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, arguments)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -162,3 +171,15 @@ def _row(answer: Mapping[str, Any]) -> str:
         f"| {answer['question']} | {answer['value']:.3g} {answer['unit']} | {bar} "
         f"| {verdict} | {each} |"
     )
+
+
+def command(
+    name: str, text: str | None, answers: Callable[..., list[Answer]], **options: int
+) -> None:
+    """A command line: whole numbers as options, with their defaults, that the answers take."""
+    parser = argparse.ArgumentParser(description=(text or "").split("\n")[0])
+    for option, default in options.items():
+        parser.add_argument(f"--{option}", type=int, default=default)
+    arguments = parser.parse_args()
+    machine = describe_machine()
+    report(name, machine, answers(**vars(arguments)))

@@ -8,7 +8,6 @@ held against processor time, in which other processes do not count.
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import shutil
@@ -24,9 +23,9 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from benchmarks.made_up import convert_game, write_game
-from benchmarks.measure import Answer, describe_machine, report
+from benchmarks.measure import Answer, command
 from pipeline.paths import SOURCES, TARGET_VALIDATION
-from ssda.params import read_yaml
+from ssda.sections import read_yaml, set_values
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = {"game": 400, "train": 300, "val": 60, "test": 100}
@@ -63,12 +62,7 @@ def copy_repository(folder: Path, changes: dict[str, Any]) -> Path:
             shutil.copy(ROOT / name, folder / name)
     yaml = YAML()
     params = yaml.load((folder / "params.yaml").read_text())
-    for key, value in changes.items():
-        section, (*path, name) = params, key.split(".")
-        for part in path:
-            section = section[part]
-        section[name] = value
-    yaml.dump(params, folder / "params.yaml")
+    yaml.dump(set_values(params, changes), folder / "params.yaml")
     run(["git", "init", "--quiet"], folder)
     return folder
 
@@ -136,20 +130,15 @@ def nothing_to_do(counts: dict[str, int], bar: float, times: int) -> Answer:
         return repeated(question, ["dvc", "repro"], folder, bar, times)
 
 
-def main() -> None:
-    """Measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--times", type=int, default=3)
-    times: int = parser.parse_args().times
-    machine = describe_machine()
-    answers = [
+def answers(times: int) -> list[Answer]:
+    """All questions."""
+    return [
         help_of_a_stage(times),
         stage_with_one_step(times),
         nothing_to_do(DEMO, 2.0, times),
         nothing_to_do(GTA, 10.0, times),
     ]
-    report("startup", machine, answers)
 
 
 if __name__ == "__main__":
-    main()
+    command("startup", __doc__, answers, times=3)

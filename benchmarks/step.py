@@ -11,43 +11,45 @@ And what do K Monte-Carlo passes and the choice of seeds cost beyond a forward p
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing import get_context
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Answer, describe_machine, interleave, peak_mib, ratio, report
+from benchmarks.measure import Answer, apart, command, interleave, peak_gib, ratio
+from pipeline.overlays import load_preset
 from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.engine.device import pick_device, place
 from ssda.engine.training import create_optimiser
 from ssda.labels import CITYSCAPES
 from ssda.method.adaptation import Networks, joint_step
 from ssda.method.guidance import Task
+from ssda.method.learning import Report
 from ssda.method.subdomains import PredictedShares, select_seeds
 from ssda.method.teacher import create_teacher, frozen, moving_average
 from ssda.method.uncertainty import STATISTICS
 from ssda.networks.segmenter import Segmenter, stochastic_pass
 from ssda.params import Params, load_params
 from ssda.randomness import generators
+from ssda.sections import changed
 
 
-def resnet101(params: Params) -> Params:
-    """The paper's network at crop 256: dilated ResNet-101, DeepLabV2's head, two resolutions."""
-    model = {"encoder": "resnet101c", "head": "deeplabv2", "detail": (128, 128)}
-    distance = params.adapt.feature_distance.model_copy(update={"stride": 8})
-    adapt = {"batch_size": 2, "feature_distance": distance}
-    return params.model_copy(
-        update={
-            "model": params.model.model_copy(update=model),
-            "images": params.images.model_copy(update={"crop": (256, 256)}),
-            "adapt": params.adapt.model_copy(update=adapt),
-        }
-    )
+def certain(params: Params) -> Params:
+    """The same parameters with every pseudo label certain.
+
+    The weights are random: with q = 0 the losses that it weighs would be 0.
+    """
+    return changed(params, {"adapt.uncertainty.confidence_threshold": 0.0})
+
+
+def reduced(params: Params, crop: int) -> Params:
+    """The same parameters at a smaller crop, for steps on a CPU; every pseudo label is certain."""
+    detail = None if params.model.detail is None else (crop // 2, crop // 2)
+    changes = {"images.crop": (crop, crop), "model.detail": detail, "adapt.batch_size": 2}
+    return changed(certain(params), changes)
 
 
 def describe(params: Params) -> str:
@@ -79,23 +81,32 @@ def create_setting(params: Params) -> Setting:
     device = pick_device(params.runtime.device)
     torch.manual_seed(0)
     student = place(Segmenter(params.model, CITYSCAPES.num_classes), device, params.compute).train()
-    imagenet = frozen(copy.deepcopy(student.encoder))
-    source, target = random_batches(params, device)
+    pulls = params.adapt.losses.feature_distance > 0
+    imagenet = frozen(copy.deepcopy(student.encoder)) if pulls else None
+    source, target = next(made_up_batches(params))
     predicted = PredictedShares(CITYSCAPES.num_classes).to(device)
     networks = Networks(student, create_teacher(student), imagenet, predicted)
-    return Setting(params, networks, source, target)
+    return Setting(params, networks, source.to(device), target.to(device))
 
 
-def random_batches(params: Params, device: torch.device) -> tuple[SourceBatch, TargetBatch]:
-    """Noise of a step's size; labels in blocks, as streets have them."""
-    width, height = params.images.crop
-    count = params.adapt.batch_size
-    blocks = torch.randint(0, CITYSCAPES.num_classes, (count, 4, 8))
-    labels = blocks.repeat_interleave(height // 4, 1).repeat_interleave(width // 8, 2)
-    images = torch.rand(2, count, 3, height, width)
-    counted = torch.ones(count, height, width, dtype=torch.bool)
-    source = SourceBatch(images[0].to(device), labels.to(device))
-    return source, TargetBatch(images[1].to(device), counted.to(device))
+def made_up_batches(params: Params, first: int = 0) -> Iterator[tuple[SourceBatch, TargetBatch]]:
+    """Endless batches as a loader gives them, bytes on the CPU; batch i depends on i.
+
+    Images are noise, labels are in blocks, as streets have them.
+    """
+    (width, height), count = params.images.crop, params.adapt.batch_size
+    made: list[tuple[SourceBatch, TargetBatch]] = []
+    for number in range(4):
+        draw = torch.Generator().manual_seed(number)
+        blocks = torch.randint(0, CITYSCAPES.num_classes, (count, 8, 8), generator=draw)
+        labels = blocks.repeat_interleave(height // 8, 1).repeat_interleave(width // 8, 2)
+        shape = (2, count, 3, height, width)
+        source, target = torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8)
+        counted = torch.ones(count, height, width, dtype=torch.bool)
+        made.append((SourceBatch(source, labels.byte()), TargetBatch(target, counted)))
+    while True:
+        yield made[first % len(made)]
+        first += 1
 
 
 def made_up_task(params: Params, device: torch.device) -> Task:
@@ -104,18 +115,19 @@ def made_up_task(params: Params, device: torch.device) -> Task:
     return Task(params.adapt, frequencies, CITYSCAPES.things, params.random_state)
 
 
-def whole_step(setting: Setting) -> Callable[[], None]:
+def whole_step(setting: Setting) -> Callable[[], Report]:
     """A joint step with everything on, optimiser and teacher's update included."""
     params, networks = setting.params, setting.networks
     optimiser = create_optimiser(networks.student, params.adapt.optimiser)
     task = made_up_task(params, networks.student.device)
     update = moving_average(networks.teacher, networks.student, params.adapt.teacher_momentum)
 
-    def step() -> None:
+    def step() -> Report:
         optimiser.zero_grad()
-        joint_step(networks, setting.source, setting.target, task, 0)
+        report = joint_step(networks, setting.source, setting.target, task, 0)
         optimiser.step()
         update(1)
+        return report
 
     return step
 
@@ -124,8 +136,6 @@ def irreducible_passes(setting: Setting) -> Callable[[], None]:
     """The passes alone."""
     networks, source, target = setting.networks, setting.source, setting.target
     draws = generators(0, "benchmark", 0, len(source.images))
-    assert networks.imagenet is not None
-    encoder = networks.imagenet
 
     def learn(images: Tensor) -> None:
         views = stochastic_pass(networks.student, images, 1, draws)
@@ -136,7 +146,8 @@ def irreducible_passes(setting: Setting) -> Callable[[], None]:
         networks.student.zero_grad()
         with torch.no_grad():
             networks.teacher(target.images)
-            encoder(networks.student.context(source.images))
+            if networks.imagenet is not None:
+                networks.imagenet(networks.student.context(source.images))
         for images in (source.images, target.images, source.images):
             learn(images)
 
@@ -171,20 +182,16 @@ def compare_steps(params: Params, rounds: int, most_seconds: float | None) -> li
 
 def measure_memory(params: Params, bar: float | None) -> Answer:
     """The most memory of a process that does two steps."""
-    with get_context("spawn").Pool(1) as pool:
-        peak = pool.apply(_peak_of_steps, (params,))
     question = f"peak memory of the process, joint step, {describe(params)}"
-    return Answer(question, peak / 1024, "GiB", bar)
+    return Answer(question, apart(_peak_of_steps, params), "GiB", bar)
 
 
 def _peak_of_steps(params: Params) -> float:
     setting = create_setting(params)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
     step = whole_step(setting)
     step()
     step()
-    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_mib()
+    return peak_gib(setting.networks.student.device)
 
 
 @torch.inference_mode()
@@ -228,26 +235,22 @@ def time_seeds(params: Params, rounds: int) -> Answer:
     return Answer(question, median, "s", bar=0.25, seconds=seconds)
 
 
-def main() -> None:
-    """Measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    rounds: int = parser.parse_args().rounds
-    machine = describe_machine()
+def answers(rounds: int) -> list[Answer]:
+    """Of the demo's network, and of the paper's with one resolution and with two."""
     demo = load_params()
-    paper = resnet101(demo)
-    single = paper.model_copy(update={"model": paper.model.model_copy(update={"detail": None})})
-    answers = [
+    paper = reduced(load_preset("gta_resnet101"), 256)
+    single = changed(paper, {"model.detail": None})
+    fewer = max(3, rounds // 3)
+    return [
         *compare_steps(demo, rounds, None),
-        *compare_steps(single, max(3, rounds // 3), None),
-        *compare_steps(paper, max(3, rounds // 3), 7.0),
+        *compare_steps(single, fewer, None),
+        *compare_steps(paper, fewer, 7.0),
         measure_memory(demo, None),
         measure_memory(paper, 2.5),
         *(compare_passes(params, rounds) for params in (demo, single, paper)),
         time_seeds(demo, rounds),
     ]
-    report("step", machine, answers)
 
 
 if __name__ == "__main__":
-    main()
+    command("step", __doc__, answers, rounds=9)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from multiprocessing import get_context
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Answer, describe_machine, interleave, peak_mib, ratio, report
+from benchmarks.measure import Answer, apart, describe_machine, interleave, peak_gib, ratio, report
 from benchmarks.usual import unfolded_crf_loss
 from ssda.method.trucrf import truncated_crf_loss
 
@@ -69,8 +68,7 @@ def compare_time(
 
 def compare_memory(shape: Shape, radius: int) -> Answer:
     """MiB that forward and backward need beyond their inputs, in a fresh process each."""
-    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        peak = {way: pool.apply(_grown, (way, shape, radius)) for way in WAYS}
+    peak = {way: apart(grown_mib, way, shape, radius) for way in WAYS}
     return Answer(
         f"memory of the truncated CRF, {' x '.join(map(str, shape))}, radius {radius}",
         peak["usual"] / max(peak["ours"], 1.0),
@@ -81,12 +79,13 @@ def compare_memory(shape: Shape, radius: int) -> Answer:
     )
 
 
-def _grown(way: str, shape: Shape, radius: int) -> float:
+def grown_mib(way: str, shape: Shape, radius: int) -> float:
+    """What this process needs beyond the inputs."""
     gradient(way, problem((1, 2, 8, 8)), radius)
     inputs = problem(shape)
-    before = peak_mib()
+    before = peak_gib()
     gradient(way, inputs, radius)
-    return peak_mib() - before
+    return 1024 * (peak_gib() - before)
 
 
 def main() -> None:

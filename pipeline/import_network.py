@@ -6,7 +6,7 @@ tensors tell. With --to mmseg a network of this project becomes such a file.
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
@@ -111,36 +111,27 @@ def _classes(content: Any) -> tuple[str, ...] | None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("file", type=Path, help="a released .pth, or with --to mmseg one of ours")
-    parser.add_argument("--out", type=Path, required=True, help="file to write")
-    parser.add_argument(
-        "--network",
-        choices=("student", "teacher"),
-        help="of a file that holds both (default: the student, which the authors score)",
-    )
-    parser.add_argument("--labels", help="YAML of its classes (default: Cityscapes' 19)")
-    parser.add_argument(
-        "--detail",
-        nargs=2,
-        type=int,
-        default=(512, 512),
-        metavar=("WIDTH", "HEIGHT"),
-        help="of the detail windows of two resolutions, in pixels (default: 512 512, as HRDA's)",
-    )
-    parser.add_argument("--to", choices=("mmseg",), help="write a file for MMSegmentation 0.x")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    given = parser.parse_args()
-    if given.to and (given.network or given.labels):
-        parser.error("--to mmseg takes neither --network nor --labels")
+    options = command.tool(__doc__)
+    add = options.add_argument
+    add("file", type=Path, help="a released .pth, or with --to mmseg one of ours")
+    add("--out", type=Path, required=True, help="file to write")
+    text = "of a file that holds both (default: the student, which the authors score)"
+    add("--network", choices=("student", "teacher"), help=text)
+    add("--labels", help="YAML of its classes (default: Cityscapes' 19)")
+    text = "of the detail windows of two resolutions, in pixels (default: 512 512, as HRDA's)"
+    sides = ("WIDTH", "HEIGHT")
+    add("--detail", nargs=2, type=int, default=(512, 512), metavar=sides, help=text)
+    add("--to", choices=("mmseg",), help="write a file for MMSegmentation 0.x")
 
-    def work() -> None:
+    def work(given: Namespace) -> None:
+        if given.to and (given.network or given.labels):
+            options.error("--to mmseg takes neither --network nor --labels")
         if given.to:
             give_out(given.file, given.out)
-            return
-        take_in(given.file, given.out, given.labels, given.network, tuple(given.detail))
+        else:
+            take_in(given.file, given.out, given.labels, given.network, tuple(given.detail))
 
-    command.guard(work, debug=given.debug)
+    command.start(options, work)
 
 
 if __name__ == "__main__":

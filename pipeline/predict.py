@@ -66,7 +66,7 @@ def predict(network: Labeller, inputs: list[Path], out: Path, *, frames: bool = 
 
         def overlays(name: str, video: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
             named = ((f"{name}/{i:06}", frame) for i, frame in enumerate(video))
-            for seen in look(network, named):
+            for seen in label_all(network, named):
                 if frames:
                     write_pictures(out, seen)
                 bar.update()
@@ -81,7 +81,7 @@ def predict(network: Labeller, inputs: list[Path], out: Path, *, frames: bool = 
                     continue
                 yield name, image
 
-        for seen in look(network, read()):
+        for seen in label_all(network, read()):
             write_pictures(out, seen)
             bar.update()
             done["images"] += 1
@@ -144,7 +144,7 @@ def _is_shown(path: str) -> bool:
     return not name.startswith(".") and name.lower() not in HIDDEN
 
 
-def look(network: Labeller, images: Iterable[tuple[str, np.ndarray]]) -> Iterator[Seen]:
+def label_all(network: Labeller, images: Iterable[tuple[str, np.ndarray]]) -> Iterator[Seen]:
     """What the network says of named images (H, W, 3), in order."""
     import cv2
 

@@ -7,6 +7,7 @@ read but params.yaml, nothing is touched. --predictions writes what Cityscapes' 
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline import command
 from ssda.files import write_atomically, write_json
 from ssda.labels import CITYSCAPES_IDS, LabelSpace
 from ssda.params import Params, Size, Windows, load_params, square_windows
+from ssda.sections import changed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -173,9 +175,7 @@ def view_of(view: View | str, network: Segmenter) -> View:
 
 def as_params(view: View, params: Params) -> Params:
     """The parameters with that view."""
-    images = params.images.model_copy(update={"target_size": view.resize})
-    evaluate = params.evaluate.model_copy(update={"windows": view.windows})
-    return params.model_copy(update={"images": images, "evaluate": evaluate})
+    return changed(params, {"images.target_size": view.resize, "evaluate.windows": view.windows})
 
 
 def label_ids(space: LabelSpace) -> np.ndarray:
@@ -226,42 +226,31 @@ def _number(value: float | None) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = command.parser((__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", type=Path, nargs="+", required=True, help="files of networks")
-    parser.add_argument("--layout", help="gta, synthia, cityscapes or a YAML (default: target's)")
-    parser.add_argument("--root", type=Path, help="folder of the raw set (default: target.root)")
-    parser.add_argument("--split", help="of the raw set (default: target.report)")
-    parser.add_argument(
-        "--unlabelled", action="store_true", help="it has no labels: --predictions alone"
-    )
-    parser.add_argument("--protocol", choices=PROTOCOLS, help="look at images as these authors do")
-    parser.add_argument(
-        "--windows",
-        nargs=2,
-        type=command.at_least(1),
-        metavar=("EXTENT", "STEP"),
-        help="slide square windows over the (resized) image, in pixels (default: see it whole)",
-    )
-    parser.add_argument(
-        "--resize",
-        nargs=2,
-        type=command.at_least(1),
-        metavar=("WIDTH", "HEIGHT"),
-        help="images to this first",
-    )
-    parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
-    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), help="default: runtime.device")
-    parser.add_argument("--predictions", type=Path, help="folder for PNGs of Cityscapes' label ids")
-    parser.add_argument("--json", type=Path, help="file for the scores")
-    given = parser.parse_args()
-    if given.protocol and (given.windows or given.resize or given.flip):
-        parser.error("--protocol says windows, size and flip by itself")
-    if given.unlabelled and not given.predictions:
-        parser.error("--unlabelled needs --predictions")
-    if given.unlabelled and given.json:
-        parser.error("--unlabelled gives no scores for --json")
+    options = command.parser(__doc__)
+    add = options.add_argument
+    add("--model", type=Path, nargs="+", required=True, help="files of networks")
+    add("--layout", help="gta, synthia, cityscapes or a YAML (default: target's)")
+    add("--root", type=Path, help="folder of the raw set (default: target.root)")
+    add("--split", help="of the raw set (default: target.report)")
+    add("--unlabelled", action="store_true", help="it has no labels: --predictions alone")
+    add("--protocol", choices=PROTOCOLS, help="look at images as these authors do")
+    number = command.at_least(1)
+    text = "slide square windows over the (resized) image, in pixels (default: see it whole)"
+    add("--windows", nargs=2, type=number, metavar=("EXTENT", "STEP"), help=text)
+    text = "images to this first"
+    add("--resize", nargs=2, type=number, metavar=("WIDTH", "HEIGHT"), help=text)
+    add("--flip", action="store_true", help="average with the mirrored image")
+    add("--device", choices=("auto", "cuda", "cpu"), help="default: runtime.device")
+    add("--predictions", type=Path, help="folder for PNGs of Cityscapes' label ids")
+    add("--json", type=Path, help="file for the scores")
 
-    def work() -> None:
+    def work(given: Namespace) -> None:
+        if given.protocol and (given.windows or given.resize or given.flip):
+            options.error("--protocol says windows, size and flip by itself")
+        if given.unlabelled and not given.predictions:
+            options.error("--unlabelled needs --predictions")
+        if given.unlabelled and given.json:
+            options.error("--unlabelled gives no scores for --json")
         params = load_params(given.params)
         raw = Split(
             given.layout or params.target.layout,
@@ -273,10 +262,8 @@ def main() -> None:
         if given.windows or given.resize:
             resize = None if given.resize is None else tuple(given.resize)
             view = View(resize, square_windows(given.windows, "--windows"))
-        evaluate = params.evaluate.model_copy(update={"flip": given.flip})
         device = given.device or params.runtime.device
-        runtime = params.runtime.model_copy(update={"device": device})
-        params = params.model_copy(update={"evaluate": evaluate, "runtime": runtime})
+        params = changed(params, {"evaluate.flip": given.flip, "runtime.device": device})
         found, space = score(given.model, raw, view, params, given.predictions)
         if raw.labelled:
             print(table(found, space))
@@ -287,7 +274,7 @@ def main() -> None:
             place = {**asdict(raw), "root": str(raw.root)}
             write_json(given.json, {"data": place, "flip": given.flip, "networks": facts})
 
-    command.guard(work, debug=given.debug)
+    command.start(options, work)
 
 
 if __name__ == "__main__":

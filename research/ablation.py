@@ -52,6 +52,7 @@ from ssda.labels import LabelSpace
 from ssda.method.adaptation import Networks
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
+from ssda.sections import changed
 
 RUNS = Path("research/results/ablation.jsonl")
 
@@ -323,8 +324,7 @@ def placed(network: Segmenter, params: Params) -> Segmenter:
 
 def trained(network: Segmenter, index: Index, params: Params, steps: int) -> Segmenter:
     """The network, trained on a labelled split for so many steps."""
-    pretrain = params.pretrain.model_copy(update={"iterations": steps})
-    params = params.model_copy(update={"pretrain": pretrain})
+    params = changed(params, {"pretrain.iterations": steps})
     for _ in pretrain_steps(network, [index], params):
         pass
     return network

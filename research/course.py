@@ -22,9 +22,9 @@ from research.diagnostics import (
     ClassOfSeeds,
     Ranking,
     classes,
-    look,
     ranking,
     seed_ratios,
+    views_of,
 )
 from research.tables import rounded
 from research.targets import TARGETS, Splits, splits_of
@@ -121,7 +121,7 @@ def moment(
     """Measure a copy of the teacher with new statistics, as adaptation ends with."""
     network = create_teacher(teacher)
     use_target_statistics(network, data.target, params)
-    views = look(network, data.labelled, params, batches)
+    views = views_of(network, data.labelled, params, batches)
     ratios = seed_ratios(views, frequencies, params)
     settings = params.adapt.uncertainty
     truth = torch.cat([view.truth for view in views])

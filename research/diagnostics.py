@@ -179,7 +179,7 @@ def main() -> None:
     params = full.params
     frequencies = torch.from_numpy(class_frequencies([data.source]))
     views = {
-        name: look(network, data.labelled, params, arguments.batches)
+        name: views_of(network, data.labelled, params, arguments.batches)
         for name, network in networks.items()
     }
     ratios = {name: seed_ratios(seen, frequencies, params) for name, seen in views.items()}
@@ -216,7 +216,7 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def look(network: Segmenter, index: Index, params: Params, count: int) -> list[View]:
+def views_of(network: Segmenter, index: Index, params: Params, count: int) -> list[View]:
     """The first batches of labelled images as a network sees them."""
     views: list[View] = []
     samples = EvaluationSamples(index, params.images.target_size)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssda.datasets.index import Index
 from ssda.datasets.loading import evaluation_batches
-from ssda.engine.evaluation import SCORE_IMAGES, class_shift, spread
+from ssda.engine.evaluation import SCORE_IMAGES, class_shift, evenly_chosen
 from ssda.method.uncertainty import entropy, mutual_information
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
@@ -40,7 +40,7 @@ def label_free_indicators(
         class_shift: Kullback-Leibler divergence of the predicted class shares from the source's.
         label_free_score: information - class_shift, what `ssda.engine.evaluation` gives.
     """
-    samples = spread(target, SCORE_IMAGES, params)
+    samples = evenly_chosen(target, SCORE_IMAGES, params)
     settings = params.adapt.uncertainty
     device = network.device
     sums: dict[str, Tensor] = {}

@@ -93,7 +93,7 @@ def own(values: Tensor) -> Tensor:
     return values.chunk(count())[rank()]
 
 
-def share(mask: Tensor) -> Tensor | float:
+def mean_factor(mask: Tensor) -> Tensor | float:
     """Factor that makes a mean over this process's True pixels its share of the mean over all."""
     if count() == 1:
         return 1.0

@@ -148,6 +148,15 @@ def set_values(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return values
 
 
+def changed(section: SectionType, changes: Mapping[str, Any]) -> SectionType:
+    """The section with other values at dotted keys, as for `set_values`; they are not checked."""
+    for key, value in changes.items():
+        name, _, below = key.partition(".")
+        inner = changed(getattr(section, name), {below: value}) if below else value
+        section = section.model_copy(update={name: inner})
+    return section
+
+
 def validate(model: type[SectionType], values: Any, name: str) -> SectionType:
     """The values as a checked model.
 

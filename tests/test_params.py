@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from ssda.params import load_params
+from ssda.params import Params, load_params
+from ssda.sections import read_yaml, validate
 from tests.conftest import ROOT, make_params
 
 
@@ -134,6 +135,13 @@ def test_keys_that_no_line_could_hold_are_cut(tmp_path: Path) -> None:
 def test_windows_leave_no_gap() -> None:
     with pytest.raises(ValueError, match=r"step \[64, 64\] must be no larger than extent"):
         make_params({"evaluate.windows": {"extent": [64, 32], "step": [64, 64]}})
+
+
+def test_a_file_with_the_weight_of_the_crf_below_trucrf_is_told_where_it_lies() -> None:
+    values = read_yaml(ROOT / "params.yaml")
+    values["adapt"]["trucrf"]["weight"] = values["adapt"]["losses"].pop("trucrf")
+    with pytest.raises(ValueError, match=r"^params.yaml: adapt.losses.trucrf: missing"):
+        validate(Params, values, "params.yaml")
 
 
 def test_an_unknown_and_a_missing_key_are_named(tmp_path: Path) -> None:

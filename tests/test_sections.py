@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ssda.sections import LARGEST_TEXT, parse_json, read_yaml
+from ssda.sections import LARGEST_TEXT, changed, parse_json, read_yaml
+from tests.conftest import make_params
 
 BROKEN = {
     "a: 1\nb: !!bool maybe": "line 2 not valid YAML: no bool: 'maybe'",
@@ -52,3 +53,11 @@ def test_what_is_no_json_is_one_line(text: str | bytes) -> None:
     with pytest.raises(ValueError, match=r"^index\.json: not valid JSON: ") as caught:
         parse_json(text, "index.json")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_a_section_with_other_values_leaves_the_first_as_it_was() -> None:
+    params = make_params()
+    other = changed(params, {"adapt.trucrf.radius": 3, "random_state": 4})
+    assert (other.adapt.trucrf.radius, other.random_state) == (3, 4)
+    assert (params.adapt.trucrf.radius, params.random_state) == (5, 0)
+    assert other.adapt.losses == params.adapt.losses

@@ -21,6 +21,7 @@ from benchmarks.gpu.shared import prepared, preset, steps
 from benchmarks.step import Setting
 from ssda.engine.state import State, StateWriter, copy_tensors, read_newest, restore
 from ssda.engine.training import Progress, create_optimiser
+from ssda.sections import changed
 
 SAVED, KILLED, END = 3, 5, 6
 PRESET, CROP = "gta_resnet101", 256
@@ -47,9 +48,9 @@ def digest(setting: Setting) -> str:
 
 def work(mode: str, what: str, folder: Path) -> None:
     """A run in a process of its own: whole, killed after its state is saved, or resumed."""
-    params = preset(PRESET, CROP)
-    compute = params.compute.model_copy(update={"deterministic": mode == "deterministic"})
-    setting = prepared(params.model_copy(update={"compute": compute}))
+    exact = {"compute.deterministic": mode == "deterministic"}
+    params = changed(preset(PRESET, CROP), exact)
+    setting = prepared(params)
     optimiser = create_optimiser(setting.networks.student, params.adapt.optimiser)
     first = 0
     if what == "resumed":

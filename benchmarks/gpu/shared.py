@@ -9,16 +9,22 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks.presets import certain, reduced
-from benchmarks.step import Setting, create_setting, made_up_task
+from benchmarks.step import (
+    Setting,
+    certain,
+    create_setting,
+    made_up_batches,
+    made_up_task,
+    reduced,
+)
 from pipeline.overlays import load_preset
 from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.engine.device import set_up
 from ssda.engine.training import Progress, StepRecord, create_optimiser, train
-from ssda.labels import CITYSCAPES
 from ssda.method.adaptation import follow_student, joint_step
 from ssda.method.learning import Report
 from ssda.params import Margins, Params
+from ssda.sections import changed
 
 SMALL = os.environ.get("SMALL") == "1"
 ON_CARD = torch.cuda.is_available() and not SMALL
@@ -69,13 +75,9 @@ def preset(name: str, crop: int | None = None) -> Params:
     params = load_preset(name)
     if SMALL:
         encoder = LITTLE.get(name, params.model.encoder)
-        model = params.model.model_copy(update={"encoder": encoder, "channels": 16})
-        adapt = params.adapt.model_copy(update={"margins": NO_MARGINS})
-        sampling = params.sampling.model_copy(update={"min_pixels": 1})
-        little = {"model": model, "adapt": adapt, "sampling": sampling}
-        params, crop = params.model_copy(update=little), 32
-    runtime = params.runtime.model_copy(update={"device": DEVICE.type})
-    params = params.model_copy(update={"runtime": runtime})
+        little = {"model.encoder": encoder, "model.channels": 16, "sampling.min_pixels": 1}
+        params, crop = changed(params, little | {"adapt.margins": NO_MARGINS}), 32
+    params = changed(params, {"runtime.device": DEVICE.type})
     return certain(params) if crop is None else reduced(params, crop)
 
 
@@ -83,23 +85,6 @@ def prepared(params: Params) -> Setting:
     """Networks without training on the device, which computes as params say."""
     set_up(DEVICE, params.compute)
     return create_setting(params)
-
-
-def batches(params: Params, first: int) -> Iterator[tuple[SourceBatch, TargetBatch]]:
-    """Endless made-up batches as a loader gives them, bytes on the CPU; batch i depends on i."""
-    (width, height), count = params.images.crop, params.adapt.batch_size
-    made: dict[int, tuple[SourceBatch, TargetBatch]] = {}
-    for number in range(4):
-        draw = torch.Generator().manual_seed(number)
-        blocks = torch.randint(0, CITYSCAPES.num_classes, (count, 8, 8), generator=draw)
-        labels = blocks.repeat_interleave(height // 8, 1).repeat_interleave(width // 8, 2)
-        shape = (2, count, 3, height, width)
-        source, target = torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8)
-        counted = torch.ones(count, height, width, dtype=torch.bool)
-        made[number] = SourceBatch(source, labels.byte()), TargetBatch(target, counted)
-    while True:
-        yield made[first % len(made)]
-        first += 1
 
 
 def steps(setting: Setting, progress: Progress | None = None) -> Iterator[StepRecord]:
@@ -117,7 +102,7 @@ def steps(setting: Setting, progress: Progress | None = None) -> Iterator[StepRe
         student,
         settings.optimiser,
         settings.iterations,
-        batches(params, progress.steps),
+        made_up_batches(params, progress.steps),
         add_gradients,
         follow_student(networks, settings.teacher_momentum),
         progress=progress,

@@ -18,6 +18,7 @@ from ssda.engine.evaluation import validation_scores
 from ssda.engine.statistics import STATISTICS_IMAGES, use_target_statistics
 from ssda.labels import CITYSCAPES
 from ssda.params import Params
+from ssda.sections import changed
 
 PRESET = "gta_resnet101"
 WORKERS = (1,) if SMALL else (4, 8, 16)
@@ -37,12 +38,6 @@ def sets(folder: Path, params: Params) -> tuple[Index, Index]:
     return replace(made[0], resize=None if SMALL else source.resize), made[1]
 
 
-def with_workers(params: Params, workers: int) -> Params:
-    """Everything as it is, but for who loads the images."""
-    runtime = params.runtime.model_copy(update={"workers": workers, "picture_every": 0})
-    return params.model_copy(update={"runtime": runtime})
-
-
 def measure(folder: Path) -> None:
     """Steps with each number of workers, then statistics and validation beside them."""
     params = preset(PRESET)
@@ -51,7 +46,7 @@ def measure(folder: Path) -> None:
     waiting: dict[int, float] = {}
     pace = 0.0
     for workers in WORKERS:
-        some = with_workers(params, workers)
+        some = changed(params, {"runtime.workers": workers, "runtime.picture_every": 0})
         records = adapt_steps(setting.networks, [game], city, some, CITYSCAPES)
         costs = [next(records).cost for _ in range(WARM + TIMED)][WARM:]
         del records  # which ends the workers
@@ -61,7 +56,7 @@ def measure(folder: Path) -> None:
         put(f"step with its images, {workers} workers a set", 1e3 * pace, "ms", note)
     best = min(waiting, key=lambda workers: waiting[workers])
     put(WAITING, waiting[best], "%", f"{best} workers a set")
-    params = with_workers(params, best)
+    params = changed(params, {"runtime.workers": best})
     student, teacher = setting.networks.student, setting.networks.teacher
 
     def statistics_of_target() -> None:

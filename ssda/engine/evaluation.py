@@ -136,7 +136,7 @@ def label_free_score(
         class_frequencies: (C,) of the source, sum to 1.
         params: sizes, windows, flip.
     """
-    samples = spread(index, SCORE_IMAGES, params)
+    samples = evenly_chosen(index, SCORE_IMAGES, params)
     # Of each class the sum of its probabilities; then of all pixels entropy and number.
     sums = torch.zeros(network.num_classes + 2, dtype=torch.float64, device=network.device)
     with evaluating(network):
@@ -157,7 +157,7 @@ def class_shift(shares: Tensor, class_frequencies: Tensor) -> Tensor:
     return torch.special.xlogy(shares, shares / reference).sum() / math.log(2)
 
 
-def spread(index: Index, count: int, params: Params) -> EvaluationSamples:
+def evenly_chosen(index: Index, count: int, params: Params) -> EvaluationSamples:
     """At most so many images of a split, evenly spread over it, without labels."""
     chosen = index.records[:: -(-len(index.records) // count)]
     records = tuple(replace(record, label=None) for record in chosen)
@@ -165,7 +165,7 @@ def spread(index: Index, count: int, params: Params) -> EvaluationSamples:
 
 
 @torch.inference_mode()
-def predict(
+def windowed_logits(
     network: Segmenter,
     images: Tensor,
     *,
@@ -179,10 +179,10 @@ def predict(
     to its size and averaged where windows overlap. `per_pass` windows of each image go through
     the network at once; with `flip` the logits of the mirrored images are averaged in.
     """
-    return _look(network, images, network, windows, per_pass, flip)
+    return _windowed(network, images, network, windows, per_pass, flip)
 
 
-def _look(
+def _windowed(
     network: Segmenter,
     images: Tensor,
     ask: Callable[[Tensor], Tensor],
@@ -190,7 +190,7 @@ def _look(
     per_pass: int,
     flip: bool,
 ) -> Tensor:
-    """As `predict`, of what `ask` says of images (N, 3, H, W) in [0, 1], (N, C, h, w)."""
+    """As `windowed_logits`, of what `ask` says of images (N, 3, H, W) in [0, 1], (N, C, h, w)."""
     inputs = images.to(network.device, non_blocking=True).float() / 255.0
 
     def see(inputs: Tensor) -> Tensor:
@@ -237,7 +237,9 @@ def predict_labels(
     flip: bool = False,
 ) -> Tensor:
     """Train ids (H, W) uint8 on the CPU, at `size`, of one image (3, h, w) uint8."""
-    logits = predict(network, image.unsqueeze(0), windows=windows, per_pass=per_pass, flip=flip)
+    logits = windowed_logits(
+        network, image.unsqueeze(0), windows=windows, per_pass=per_pass, flip=flip
+    )
     return _classes(logits, size).cpu()
 
 
@@ -261,7 +263,7 @@ def predict_uncertainty(
         size: (H, W) of the results.
         passes: K.
         random_state: seeds the dropout.
-        windows: as in `predict`, and the next two.
+        windows: as in `windowed_logits`, and the next two.
         per_pass: windows of each image at once; the entropy is averaged where they overlap.
         flip: average with the mirrored images.
 
@@ -275,14 +277,14 @@ def predict_uncertainty(
         entropy = predictive_entropy(prediction.members.softmax(dim=2))
         return torch.cat([prediction.logits, entropy.unsqueeze(1)], dim=1)
 
-    said = _look(network, images, ask, windows, per_pass, flip)
+    said = _windowed(network, images, ask, windows, per_pass, flip)
     labels = torch.stack([_classes(each[None, :-1], size).cpu() for each in said])
     return labels, enlarge(said[:, -1:], size)[:, 0].clamp(0.0, 1.0).cpu()
 
 
 def _see(network: Segmenter, images: Tensor, params: Params) -> Tensor:
     """Logits of a batch, seen as `evaluate` says."""
-    return predict(
+    return windowed_logits(
         network,
         images,
         windows=params.evaluate.windows,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ssda.datasets.batches import EvaluationBatch
 from ssda.datasets.index import Index
 from ssda.datasets.loading import Size, evaluation_batches
-from ssda.engine.evaluation import spread
+from ssda.engine.evaluation import evenly_chosen
 from ssda.networks.normalisation import reestimate_statistics
 from ssda.networks.segmenter import Segmenter, stochastic_pass
 from ssda.params import Params
@@ -32,6 +32,6 @@ def use_target_statistics(network: Segmenter, target: Index, params: Params) -> 
         images = network.pad(batch.images.to(network.device, non_blocking=True).float() / 255.0)
         stochastic_pass(network, images, 1, draws)
 
-    samples = spread(target, STATISTICS_IMAGES, params)
+    samples = evenly_chosen(target, STATISTICS_IMAGES, params)
     batches = evaluation_batches(samples, most, params.runtime.workers)
     reestimate_statistics(network, batches, run)

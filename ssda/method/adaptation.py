@@ -45,7 +45,7 @@ from ssda.networks.encoders import Encoder
 from ssda.networks.heads import enlarge
 from ssda.networks.segmenter import Segmenter, Views
 from ssda.params import Adapt, Augmentation, TruCRF
-from ssda.processes import divided, share
+from ssda.processes import divided, mean_factor
 
 SHOWN = 2
 """How many images of a batch `look` shows, at most."""
@@ -178,7 +178,7 @@ def crf_loss(seen: Views, images: Tensor, guidance: Guidance, settings: TruCRF) 
         radius=settings.radius,
         sigma_xy=settings.sigma_xy,
         sigma_rgb=settings.sigma_rgb,
-    ) * share(~guidance.seeds)
+    ) * mean_factor(~guidance.seeds)
 
 
 def mixed(

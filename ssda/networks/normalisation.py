@@ -94,17 +94,17 @@ def unsynchronised(layers: list[_BatchNorm]) -> Generator[None]:
         layer.process_group = None
 
 
-def _average(layers: list[_BatchNorm], batches: int) -> None:
-    """Average running statistics over processes, each by how many batches it has seen."""
+def _average(layers: list[_BatchNorm], seen: int) -> None:
+    """Average running statistics over processes, each by how many batches it has `seen`."""
     statistics = [
         values
         for layer in layers
         for values in (layer.running_mean, layer.running_var)
         if values is not None
     ]
-    total = statistics[0].new_tensor(batches)
+    total = statistics[0].new_tensor(seen)
     for values in statistics:
-        values.mul_(batches)
+        values.mul_(seen)
     add_up([*statistics, total])
     for values in statistics:
         values.div_(total)

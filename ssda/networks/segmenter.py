@@ -154,21 +154,20 @@ class Segmenter(nn.Module):
                 `draw_corners` gives them; empty with one resolution.
             depth: (L, N), as `draw_depth` gives it; without it no branch is skipped.
         """
-        if self.attention is None:
+        if self.detail is None:
             features = self.encode(images, depth)
             logits = self.classifier.stochastic(self._decode(features), masks)
             return Views(logits, None, corners, features)
         count = len(images)
-        context = halve(images)
+        context = self.context(images)
         detail = cut(images, corners, (context.shape[-2], context.shape[-1]))
         both = None if depth is None else depth.repeat(1, 2)
         features = self.encode(torch.cat([context, detail]), both)
         embedding = self._decode(features)
-        own = [feature[:count] for feature in features]
+        features = [feature[:count] for feature in features]
         logits = self.classifier.stochastic(embedding, masks.repeat(1, 2, 1))
         low, high = logits.split(count, dim=1)
-        cells = [(y // self.stride, x // self.stride) for y, x in corners]
-        return Views(fuse(low, high, self._attend(own), cells), high, corners, own)
+        return Views(self._fuse(features, low, high, corners), high, corners, features)
 
     def predict(self, images: Tensor, masks: Tensor | None = None) -> Prediction:
         """What the network says of images of any size; the details slide over them by half.
@@ -184,7 +183,7 @@ class Segmenter(nn.Module):
             logits = self._logits(self.embed(images), masks)
             logits = logits[..., : size[0], : size[1]]
             return Prediction(logits[0], logits[1:])
-        features = self.encode(halve(images))
+        features = self.encode(self.context(images))
         low = self._logits(self._decode(features), masks)
         window = (min(self.detail[0], images.shape[-2]), min(self.detail[1], images.shape[-1]))
 
@@ -194,7 +193,7 @@ class Segmenter(nn.Module):
 
         step = (window[0] // 2, window[1] // 2)
         high = slide(images, window, step, WINDOWS, see)
-        fused = fuse(low, high, self._attend(features))[..., : size[0], : size[1]]
+        fused = self._fuse(features, low, high)[..., : size[0], : size[1]]
         return Prediction(fused[0], fused[1:], low[0], high[0])
 
     def draw_masks(self, passes: int, generators: list[np.random.Generator]) -> Tensor:
@@ -224,10 +223,22 @@ class Segmenter(nn.Module):
     def _levels(self, features: list[Tensor]) -> list[Tensor]:
         return features if self.pyramid is None else self.pyramid(features)
 
-    def _attend(self, features: list[Tensor]) -> Tensor:
+    def _fuse(
+        self, context: list[Tensor], low: Tensor, high: Tensor, corners: list[Corner] | None = None
+    ) -> Tensor:
+        """Logits of both resolutions as one, by the attention that is seen from the context.
+
+        Args:
+            context: its feature maps.
+            low: (K, N, C, h, w), logits of the context.
+            high: those of details all over it, or of a crop for each image at its corner in pixels.
+            corners: of the crops.
+        """
         assert self.attention is not None
         with self.encoder.autocast():
-            return self.attention(self._levels(features)).sigmoid()
+            attention = self.attention(self._levels(context)).sigmoid()
+        cells = corners and [(y // self.stride, x // self.stride) for y, x in corners]
+        return fuse(low, high, attention, cells)
 
     def _logits(self, embedding: Tensor, masks: Tensor | None) -> Tensor:
         """(1 + K, N, C, h, w): without dropout, then with each mask."""

@@ -52,7 +52,7 @@ def slide(
     window: tuple[int, int],
     step: tuple[int, int],
     per_pass: int,
-    predict: Callable[[Tensor], Tensor],
+    see: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Predictions of overlapping windows, averaged where they overlap.
 
@@ -60,8 +60,8 @@ def slide(
         images: (N, 3, H, W).
         window: (height, width) of a window, no larger than the image.
         step: pixels from window to window, (down, across).
-        per_pass: windows of each image in one call of `predict`.
-        predict: (P N, 3, *window) to (K, P N, C, h, w), window after window.
+        per_pass: windows of each image in one call of `see`.
+        see: (P N, 3, *window) to (K, P N, C, h, w), window after window.
 
     Returns:
         (K, N, C, H / s, W / s), with the stride s of the predictions.
@@ -71,7 +71,7 @@ def slide(
     for start in range(0, len(corners), per_pass):
         some = corners[start : start + per_pass]
         parts = [images[..., y : y + window[0], x : x + window[1]] for y, x in some]
-        predictions = predict(torch.cat(parts)).chunk(len(some), dim=1)
+        predictions = see(torch.cat(parts)).chunk(len(some), dim=1)
         stride = window[0] // predictions[0].shape[-2]
         if start == 0:
             size = [side // stride for side in images.shape[-2:]]

@@ -17,12 +17,12 @@ from ssda.datasets.index import Index, Record
 from ssda.datasets.loading import EvaluationSamples, read_image, read_label
 from ssda.engine.evaluation import (
     class_shift,
+    evenly_chosen,
     label_free_score,
-    predict,
     predict_labels,
     score,
-    spread,
     validation_scores,
+    windowed_logits,
 )
 from ssda.engine.metrics import confusion_matrix, mean_iou
 from ssda.labels import CITYSCAPES
@@ -49,8 +49,10 @@ def test_one_window_as_large_as_the_image_is_the_image(
     network: Segmenter, size: tuple[int, int]
 ) -> None:
     windows = Windows(extent=size, step=(32, 32))
-    whole = functional.interpolate(predict(network, images(64, 96)), (64, 96), mode="bilinear")
-    torch.testing.assert_close(predict(network, images(64, 96), windows=windows), whole)
+    whole = functional.interpolate(
+        windowed_logits(network, images(64, 96)), (64, 96), mode="bilinear"
+    )
+    torch.testing.assert_close(windowed_logits(network, images(64, 96), windows=windows), whole)
 
 
 @pytest.mark.parametrize("per_pass", [1, 4])
@@ -60,25 +62,25 @@ def test_windows_are_averaged_at_full_size(network: Segmenter, per_pass: int) ->
     total, count = torch.zeros(1, 5, 80, 96), torch.zeros(80, 96)
     for y in (0, 16):
         for x in (0, 32):
-            logits = predict(network, image[..., y : y + 64, x : x + 64])
+            logits = windowed_logits(network, image[..., y : y + 64, x : x + 64])
             full = functional.interpolate(logits, (64, 64), mode="bilinear")
             total[..., y : y + 64, x : x + 64] += full
             count[y : y + 64, x : x + 64] += 1
     windows = Windows(extent=(64, 64), step=(32, 32))
-    slid = predict(network, image, windows=windows, per_pass=per_pass)
+    slid = windowed_logits(network, image, windows=windows, per_pass=per_pass)
     torch.testing.assert_close(slid, total / count, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("windows", [None, Windows(extent=(64, 64), step=(32, 32))])
 def test_mirrored_images_have_mirrored_logits(network: Segmenter, windows: Windows | None) -> None:
     image = images(64, 128)
-    both = predict(network, image, windows=windows, flip=True)
-    plain = predict(network, image, windows=windows)
+    both = windowed_logits(network, image, windows=windows, flip=True)
+    plain = windowed_logits(network, image, windows=windows)
     assert not torch.allclose(both, plain)
     torch.testing.assert_close(
-        both, predict(network, image.flip(-1), windows=windows, flip=True).flip(-1)
+        both, windowed_logits(network, image.flip(-1), windows=windows, flip=True).flip(-1)
     )
-    alone = predict(network, image.flip(-1), windows=windows).flip(-1)
+    alone = windowed_logits(network, image.flip(-1), windows=windows).flip(-1)
     torch.testing.assert_close(both, (plain + alone) / 2)
 
 
@@ -219,7 +221,7 @@ def test_the_label_free_score_is_information_less_the_shift_of_classes(
     shots = images(64, 96, 5)
     index = unlabelled_index(tmp_path, shots)
     params = make_params({"images.target_size": None})
-    p = predict(network, shots).softmax(1).double().transpose(0, 1).flatten(1)
+    p = windowed_logits(network, shots).softmax(1).double().transpose(0, 1).flatten(1)
     mean = p.mean(1)
     information = -(mean * mean.log2()).sum() + (p * p.log2()).sum(0).mean()
     assert information > 0.0
@@ -240,7 +242,7 @@ def test_images_are_spread_over_a_split_and_never_more_than_asked_for(
         Record(f"{i}", f"{i}.png", 0, "", f"{i}.png", 8, 8, None) for i in range(images)
     )
     index = Index(Path("raw"), Path("raw"), CITYSCAPES, records)
-    found = spread(index, 4, make_params()).index.records
+    found = evenly_chosen(index, 4, make_params()).index.records
     assert [record.name for record in found] == [f"{i}" for i in taken]
     assert all(record.label is None for record in found)
 

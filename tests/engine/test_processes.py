@@ -273,6 +273,6 @@ def test_alone_every_function_gives_back_what_it_gets() -> None:
     assert processes.summed(values) is values and processes.gathered(values) is values
     assert processes.divided(values) is values and processes.own(values) is not None
     assert torch.equal(processes.own(values), values)
-    assert processes.share(values > 0.5) == 1.0
+    assert processes.mean_factor(values > 0.5) == 1.0
     assert processes.part(7) == 7
     assert not processes.any_of(False) and processes.any_of(True)

@@ -13,6 +13,7 @@ from ssda.engine.evaluation import label_free_score, predict_uncertainty, valida
 from ssda.engine.statistics import use_target_statistics
 from ssda.networks.segmenter import Prediction, Segmenter, Views
 from ssda.params import Params
+from ssda.sections import changed
 
 MOST_WAITS = 2
 CROP = 128
@@ -29,15 +30,15 @@ def small(name: str) -> Params:
     """A preset at a small crop with a small encoder of the same kind."""
     params = load_preset(name)
     detail = None if params.model.detail is None else (CROP // 2, CROP // 2)
-    model = {"encoder": SMALL[name], "channels": 32, "detail": detail}
-    optimiser = params.adapt.optimiser.model_copy(update={"warmup": 0})
-    return params.model_copy(
-        update={
-            "images": params.images.model_copy(update={"crop": (CROP, CROP), "target_size": None}),
-            "model": params.model.model_copy(update=model),
-            "adapt": params.adapt.model_copy(update={"optimiser": optimiser}),
-        }
-    )
+    little = {
+        "images.crop": (CROP, CROP),
+        "images.target_size": None,
+        "model.encoder": SMALL[name],
+        "model.channels": 32,
+        "model.detail": detail,
+        "adapt.optimiser.warmup": 0,
+    }
+    return changed(params, little)
 
 
 @pytest.fixture(scope="module")

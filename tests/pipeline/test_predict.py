@@ -15,7 +15,7 @@ from PIL import Image
 import pipeline.video  # noqa: F401  it quietens OpenCV, which looks once, at the first video
 import ssda
 from pipeline import predict as command_line
-from pipeline.predict import find_inputs, look, predict
+from pipeline.predict import find_inputs, label_all, predict
 from ssda.engine.checkpoints import load_network, save_network
 from ssda.engine.evaluation import predict_labels, predict_uncertainty
 from ssda.labels import CITYSCAPES
@@ -152,7 +152,7 @@ def test_no_more_than_a_batch_is_read_ahead() -> None:
             taken += 1
             yield str(taken), picture(32, 32)
 
-    seen = look(load(batch=2), frames())
+    seen = label_all(load(batch=2), frames())
     assert [next(seen).name for _ in range(4)] == ["1", "2", "3", "4"]
     assert taken <= 5
 
@@ -197,12 +197,12 @@ def test_a_video_that_ends_early_is_told(capfd: pytest.CaptureFixture[str]) -> N
 
 def test_a_video_that_is_stopped_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*arguments: object) -> Iterator[object]:
-        for seen in look(*arguments):  # pyright: ignore[reportArgumentType]
+        for seen in label_all(*arguments):  # pyright: ignore[reportArgumentType]
             if seen.name.endswith("2"):
                 raise KeyboardInterrupt
             yield seen
 
-    monkeypatch.setattr(command_line, "look", stopped)
+    monkeypatch.setattr(command_line, "label_all", stopped)
     with pytest.raises(KeyboardInterrupt):
         predict(load(), [write_video("drive.avi", "MJPG")], Path("out"))
     assert list(Path("out").iterdir()) == []
@@ -280,7 +280,7 @@ def test_a_photo_is_labelled_as_it_is_shown() -> None:
 
 
 def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = look(load(scale=99.0), iter([("a", picture(32, 32))]))
+    seen = label_all(load(scale=99.0), iter([("a", picture(32, 32))]))
 
     def resize(*_: object, **__: object) -> np.ndarray:
         raise cv2.error("(-4:Insufficient memory) Failed to allocate 400000000000 bytes")
