@@ -62,7 +62,7 @@ class Block(nn.Module):
         tokens = maps.flatten(2).transpose(1, 2)
         tokens = tokens + self.depth1(self.attn(self.norm1(tokens), *size))
         tokens = tokens + self.depth2(self.mlp(self.norm2(tokens), *size))
-        return tokens.transpose(1, 2).unflatten(2, size)
+        return tokens.transpose(1, 2).reshape(maps.shape)
 
 
 class Attention(nn.Module):

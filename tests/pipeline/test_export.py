@@ -57,6 +57,12 @@ def test_any_number_of_images_of_any_size(capsys: pytest.CaptureFixture[str]) ->
     assert "1 images of 160 x 96: off by" in said and "3 images of 130 x 45: off by" in said
 
 
+def test_a_mixed_transformer_takes_any_size() -> None:
+    write_model(model__encoder="mit_b0")
+    export(MODEL, OUT, None)
+    compare(2, 43, 70)
+
+
 def test_two_resolutions_take_one_size() -> None:
     write_model(model__encoder="resnet10t", model__detail=[64, 64], images__crop=[128, 128])
     with pytest.raises(ValueError, match=r"two resolutions, which takes --size"):
