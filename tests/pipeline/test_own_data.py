@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
+import ssda
 from pipeline import adapt, convert, evaluate, inventory, predict, pretrain
 from pipeline.checks.conversion import check
 from ssda.datasets.index import read_index
@@ -170,11 +171,7 @@ def test_from_a_folder_of_images_to_an_adapted_network(workspace: Path, params: 
         np.mean([scores["iou"][name] for name in ("roof", "car")]), abs=0.011
     )
     assert "tree" in Path("metrics/adapt/classes.csv").read_text()
-    predict.predict(
-        Path("models/adapted.safetensors"),
-        [Path("flights/photos/new")],
-        Path("predicted"),
-        predict.Settings("cpu"),
-    )
+    network = ssda.load("models/adapted.safetensors", device="cpu")
+    predict.predict(network, [Path("flights/photos/new")], Path("predicted"))
     labels = cv2.imread("predicted/Tag Ä/0_ids.png", cv2.IMREAD_UNCHANGED)
     assert labels is not None and labels.shape == (HEIGHT, WIDTH) and labels.max() < 5

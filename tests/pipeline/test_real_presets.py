@@ -1,5 +1,6 @@
 """Every preset takes two joint steps on small raw data of the right layout."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def converted(raw: Path) -> dict[str, Index]:
 
 def reduced(name: str, raw: Path, overrides: dict[str, Any]) -> Params:
     """A preset at crops of 64 px, with weights of its encoder from a file."""
-    values = load_preset(name).model_dump(mode="json", by_alias=True)
+    with contextlib.chdir(ROOT):
+        values = load_preset(name).model_dump(mode="json", by_alias=True)
     for source, section in values["sources"].items():
         section |= {"root": str(raw / source), "resize": None}
     tiny = {
