@@ -31,6 +31,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import cv2
 import torch
 from filelock import FileLock
 
@@ -153,6 +154,7 @@ def finished(tasks: Sequence[Task], jobs: int) -> Generator[Result]:
     Forked: the runs keep this command's name, by which they can be found and paused. None of them
     outlives it. RuntimeError where one ends without a result.
     """
+    cv2.setNumThreads(1)  # a forked process that found threads of OpenCV gone would wait for ever
     context = multiprocessing.get_context("fork")
     left = [*reversed(tasks)]
     running: dict[Connection, ForkProcess] = {}

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from ruamel.yaml import YAML
@@ -191,6 +193,8 @@ def test_runs_load_by_processes_and_the_command_asks_nothing_of_cuda(
         return False
 
     monkeypatch.setattr(torch.cuda, "is_available", available)
+    cv2.setNumThreads(2)
+    cv2.GaussianBlur(np.zeros((1000, 1000), np.uint8), (5, 5), 0)  # whose threads no fork has
     options = ["--variants", "source_only", "--states", "0", "1", "--jobs", "2", "--workers", "1"]
     monkeypatch.setattr(sys, "argv", ["ablation", *options, "--out", "runs.jsonl"])
     ablation.main()
