@@ -30,6 +30,7 @@ PROJECT = tuple(str(ROOT / name) for name in ("ssda", "pipeline"))
 CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten
 LOOKS = {
+    torch.ops.prim.device,
     *(aten.view, aten._unsafe_view, aten._reshape_alias, aten.as_strided, aten.alias, aten.detach),
     *(aten.t, aten.transpose, aten.permute, aten.unfold, aten.slice, aten.select, aten.expand),
     *(aten.unsqueeze, aten.squeeze, aten.split, aten.split_with_sizes, aten.unbind),

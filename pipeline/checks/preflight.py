@@ -26,7 +26,7 @@ def preflight(params: Params) -> None:
     passed, now = root() / PASSED, digest(facts, {})
     if passed.is_file() and passed.read_text(encoding="utf-8") == now:
         return
-    check_crops(params)
+    check_images(params)
     check_network(params)
     write_text(passed, now)
 
@@ -83,28 +83,32 @@ def check_start(params: Params) -> None:
         raise ValueError(f"adapt.start: {error}") from error
 
 
-def check_crops(params: Params) -> None:
-    """Raise ValueError where the first image of a split to train on is smaller than the crop.
+def check_images(params: Params) -> None:
+    """Raise ValueError where crop or margins do not fit the first image of a split to train on.
 
     As it is shown: its header may turn it. What cannot be read is convert's to tell.
     """
     from ssda.datasets.image_files import read_header
 
-    crop = params.images.crop
+    crop, margins = params.images.crop, params.adapt.margins
     for raw in raw_splits(params):
-        size = raw.resize if raw.with_labels else params.images.target_size
-        if size is not None or not raw.name.startswith(("sources/", "target/train")):
+        if not raw.name.startswith(("sources/", "target/train")):
             continue
         path = raw.root / find_images(raw.layout, raw.root, raw.split)[0].path
-        try:
-            with path.open("rb") as file:
-                width, height = read_header(file).size()
-        except (ValueError, OSError):
-            continue
+        size = raw.resize if raw.with_labels else params.images.target_size
+        if size is None:
+            try:
+                with path.open("rb") as file:
+                    size = read_header(file).size()
+            except (ValueError, OSError):
+                continue
+        width, height = size
+        shown = f"{path}, which is {width} x {height}"
         if crop[0] > width or crop[1] > height:
-            raise ValueError(
-                f"images.crop = {list(crop)}: larger than {path}, which is {width} x {height}"
-            )
+            raise ValueError(f"images.crop = {list(crop)}: larger than {shown}")
+        across, down = margins.left + margins.right, margins.top + margins.bottom
+        if not raw.with_labels and (across >= width or down >= height):
+            raise ValueError(f"adapt.margins ({margins}): leaves nothing of {shown}")
 
 
 def check_network(params: Params) -> None:

@@ -67,6 +67,7 @@ def test_every_value_is_refused_in_one_line_or_taken() -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 def test_what_is_taken_ends_without_a_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,14 @@ def write_image(path: str, size: tuple[int, int], orientation: int = 1) -> None:
             r"images.crop = \[64, 40\]: sides must be multiples of 16",
         ),
         (
+            {"adapt.margins.left": 100, "adapt.margins.right": 156},
+            r"adapt.margins \(.*\): leaves nothing of city/.*, which is 256 x 128",
+        ),
+        (
+            {"images.target_size": [512, 128], "adapt.margins.top": 64, "adapt.margins.bottom": 64},
+            r"adapt.margins \(.*\): leaves nothing of city/.*, which is 512 x 128",
+        ),
+        (
             {"images.crop": [320, 128]},
             r"images.crop = \[320, 128\]: larger than game/images/0.png, which is 256 x 128",
         ),
