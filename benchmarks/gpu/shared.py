@@ -76,7 +76,7 @@ def preset(name: str, crop: int | None = None) -> Params:
     if SMALL:
         encoder = LITTLE.get(name, params.model.encoder)
         little = {"model.encoder": encoder, "model.channels": 16, "sampling.min_pixels": 1}
-        params, crop = changed(params, little | {"adapt.margins": NO_MARGINS}), 32
+        params, crop = changed(params, little | {"adapt.margins": NO_MARGINS}), 64
     params = changed(params, {"runtime.device": DEVICE.type})
     return certain(params) if crop is None else reduced(params, crop)
 
