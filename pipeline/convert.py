@@ -6,11 +6,12 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline import command
 from pipeline.paths import CONVERTED, METRICS
-from pipeline.splits import raw_splits
+from pipeline.splits import RawSplit, raw_splits
 from ssda.datasets.conversion import convert_split, write_field_statistics
 from ssda.datasets.index import Index, class_frequencies
 from ssda.files import write_json
@@ -28,16 +29,8 @@ def convert(params: Params) -> dict[str, Any]:
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         for raw in raw_splits(params):
-            index = convert_split(
-                raw.layout,
-                raw.root,
-                raw.split,
-                unfinished / raw.name,
-                with_labels=raw.with_labels,
-                resize=raw.resize,
-                space=raw.space,
-                progress=params.runtime.progress and sys.stderr.isatty(),
-            )
+            progress = params.runtime.progress and sys.stderr.isatty()
+            index = convert_raw(raw, unfinished / raw.name, progress=progress)
             domain, _, name = raw.name.partition("/")
             metrics.setdefault(domain, {})[name] = summary(index)
             if domain == "sources":
@@ -50,6 +43,20 @@ def convert(params: Params) -> dict[str, Any]:
     metrics["class_shares"] = class_shares(sources)
     write_json(METRICS / "convert.json", metrics)
     return metrics
+
+
+def convert_raw(raw: RawSplit, out: Path, *, progress: bool = False) -> Index:
+    """A split with its labels as train ids below `out`; raises what `convert_split` does."""
+    return convert_split(
+        raw.layout,
+        raw.root,
+        raw.split,
+        out,
+        space=raw.space,
+        with_labels=raw.with_labels,
+        resize=raw.resize,
+        progress=progress,
+    )
 
 
 def summary(index: Index) -> dict[str, Any]:

@@ -7,10 +7,10 @@ Of each image NAME_ids.png (train ids), NAME_colours.png, NAME_overlay.png and N
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ssda
 from pipeline import command
@@ -187,10 +187,9 @@ def overlay(said: LabelledImage) -> np.ndarray:
 
 def write_pictures(out: Path, seen: Seen) -> None:
     """Write the four pictures of an image, each whole or not at all."""
-    import cv2
     import numpy as np
 
-    from ssda.files import write_atomically
+    from ssda.datasets.image_files import write_png
 
     pictures = {
         "ids": seen.said.classes,
@@ -199,9 +198,7 @@ def write_pictures(out: Path, seen: Seen) -> None:
         "uncertainty": np.rint(255 * seen.said.uncertainty).astype(np.uint8),
     }
     for kind, picture in pictures.items():
-        content = cv2.imencode(".png", picture)[1].tobytes()
-        write: Callable[[Path], Any] = lambda partial, c=content: partial.write_bytes(c)  # noqa: E731
-        write_atomically(out / f"{seen.name}_{kind}.png", write)
+        write_png(out / f"{seen.name}_{kind}.png", picture)
 
 
 def main() -> None:

@@ -15,14 +15,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline import command
-from ssda.files import write_atomically, write_json
+from ssda.files import write_json
 from ssda.labels import CITYSCAPES_IDS, LabelSpace
 from ssda.params import Params, Size, Windows, load_params, square_windows
 from ssda.sections import changed
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
     from ssda.datasets.index import Index
     from ssda.engine.evaluation import Labelled
@@ -93,6 +92,7 @@ def score(
     from tqdm import tqdm
 
     from pipeline.evaluate import summary
+    from ssda.datasets.image_files import write_png
     from ssda.engine.device import pick_device, place, set_up
     from ssda.engine.evaluation import score as count
 
@@ -118,7 +118,8 @@ def score(
                         return
                     for path, labels in zip(group, seen.found, strict=True):
                         out = predictions if len(models) == 1 else predictions / names[path]
-                        write_ids(out / f"{Path(seen.record.image).stem}.png", labels, ids)
+                        name = f"{Path(seen.record.image).stem}.png"
+                        write_png(out / name, ids[labels.cpu().numpy()])
 
                 for path, confusion in zip(
                     group, count(placed, index, as_params(same, params), watch), strict=True
@@ -143,20 +144,14 @@ def load_networks(models: Sequence[Path]) -> tuple[dict[Path, Segmenter], LabelS
 
 def read_split(raw: Split, space: LabelSpace, out: Path, *, progress: bool) -> Index:
     """The split, its labels as train ids below `out`; raises what the stage convert does."""
-    from ssda.datasets.conversion import convert_split
+    from pipeline.convert import convert_raw
+    from pipeline.splits import RawSplit
     from ssda.datasets.layouts import check_classes, load_layout
 
     layout = load_layout(raw.layout)
     check_classes(layout, space, "of the network")
-    index = convert_split(
-        layout,
-        raw.root,
-        raw.split,
-        out,
-        space=space,
-        with_labels=raw.labelled,
-        progress=progress,
-    )
+    split = RawSplit("score", layout, raw.root, raw.split, space, raw.labelled, None)
+    index = convert_raw(split, out, progress=progress)
     stems = {Path(record.image).stem for record in index.records}
     if len(stems) < len(index.records):
         raise ValueError(f"{raw.root}: images of one name in several folders: score them apart")
@@ -187,14 +182,6 @@ def label_ids(space: LabelSpace) -> np.ndarray:
         if name not in ids:
             raise ValueError(f"--predictions: class {name!r} has no label id in Cityscapes")
     return np.array([ids[name] for name in space.names], np.uint8)
-
-
-def write_ids(path: Path, labels: torch.Tensor, ids: np.ndarray) -> None:
-    """Write train ids (H, W) as a PNG of label ids, whole or not at all."""
-    import cv2
-
-    content = cv2.imencode(".png", ids[labels.cpu().numpy()])[1].tobytes()
-    write_atomically(path, lambda partial: partial.write_bytes(content))
 
 
 def column_names(models: Sequence[Path]) -> dict[Path, str]:

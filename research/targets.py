@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from demo.scenes import city, write_cityscapes, write_gta
+from pipeline.convert import convert_raw
 from pipeline.inventory import count_files
 from pipeline.overlays import load_preset
 from pipeline.splits import RawSplit, raw_splits
-from ssda.datasets.conversion import convert_split
 from ssda.datasets.index import Index, read_index
 from ssda.files import write_json
 from ssda.labels import LabelSpace
@@ -141,15 +141,7 @@ def _unless_done(folder: Path, facts: dict[str, Any], work: Callable[[], None]) 
 
 def _convert(splits: list[RawSplit], folder: Path) -> None:
     for raw in splits:
-        convert_split(
-            raw.layout,
-            raw.root,
-            raw.split,
-            folder / raw.name,
-            space=raw.space,
-            with_labels=raw.with_labels,
-            resize=raw.resize,
-        )
+        convert_raw(raw, folder / raw.name)
 
 
 def _drawing_code() -> str:

@@ -89,8 +89,8 @@ def check_images(params: Params) -> None:
     As it is shown: its header may turn it. What cannot be read is convert's to tell.
     """
     from ssda.datasets.image_files import read_header
+    from ssda.datasets.loading import check_size
 
-    crop, margins = params.images.crop, params.adapt.margins
     for raw in raw_splits(params):
         if not raw.name.startswith(("sources/", "target/train")):
             continue
@@ -102,13 +102,9 @@ def check_images(params: Params) -> None:
                     size = read_header(file).size()
             except (ValueError, OSError):
                 continue
-        width, height = size
-        shown = f"{path}, which is {width} x {height}"
-        if crop[0] > width or crop[1] > height:
-            raise ValueError(f"images.crop = {list(crop)}: larger than {shown}")
-        across, down = margins.left + margins.right, margins.top + margins.bottom
-        if not raw.with_labels and (across >= width or down >= height):
-            raise ValueError(f"adapt.margins ({margins}): leaves nothing of {shown}")
+        check_size(
+            path, size, params.images.crop, None if raw.with_labels else params.adapt.margins
+        )
 
 
 def check_network(params: Params) -> None:
@@ -120,11 +116,12 @@ def check_network(params: Params) -> None:
 
     with torch.device("meta"):
         network = Segmenter(params.model, load_space(params.labels).num_classes)
+    encoder = network.encoder.to("meta")  # MiT is made on the CPU
+    count = min(params.pretrain.batch_size, params.adapt.batch_size)
     for size in filter(None, (params.images.crop, params.model.detail)):
-        count = min(params.pretrain.batch_size, params.adapt.batch_size)
-        network.encoder.check_crop(size)
+        encoder.check_crop(size)
         try:
-            network.encoder.to("meta")(torch.empty(count, 3, size[1], size[0], device="meta"))
+            encoder(torch.empty(count, 3, size[1], size[0], device="meta"))
         except (AssertionError, RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(

@@ -22,6 +22,8 @@ import cv2
 import numpy as np
 from cv2.utils import logging
 
+from ssda.files import write_atomically
+
 LARGEST = 1 << 30
 """Pixels of an image; OpenCV reads no more."""
 DARK = 1 << 14
@@ -29,6 +31,8 @@ DARK = 1 << 14
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 TIFF = (b"II*\0", b"MM\0*")
 """What files of these kinds begin with."""
+SAMPLES = 0x115
+"""Tag of a TIFF: numbers a pixel."""
 END_OF_IMAGE = b"\xff\xd9"
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 """JPEG markers behind which the size stands; the first two are of images of one pass."""
@@ -75,7 +79,7 @@ def read_rgb(path: Path) -> np.ndarray:
     16 bits that 8 would be black, or a TIFF that is transparent: OpenCV darkens it.
     """
     content = path.read_bytes()
-    if content.startswith(TIFF) and _is_transparent(decode(content, cv2.IMREAD_UNCHANGED)):
+    if _is_transparent(content):
         raise ValueError("a TIFF with transparent pixels: save it without its alpha channel")
     mode = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
     if not content.startswith((PNG, JPEG)):
@@ -235,23 +239,33 @@ def _jpeg_header(file: BinaryIO) -> Header:
 
 
 def _orientation(exif: bytes) -> int:
-    """Tag 0x112 of the first directory of EXIF data; 1 where it is not there, or nonsense."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    """How EXIF data say that an image is turned; 1 where they do not, or it is nonsense."""
+    value = _short(exif, 0x112)
+    return value if value in range(1, 9) else 1
+
+
+def _short(content: bytes, wanted: int) -> int:
+    """A number of 16 bits by its tag in the first directory of a TIFF, or EXIF data; 0: none."""
+    order = {TIFF[0]: "<", TIFF[1]: ">"}.get(content[:4])
     if order is None:
-        return 1
+        return 0
     try:
-        (start,) = struct.unpack_from(f"{order}I", exif, 4)
-        (count,) = struct.unpack_from(f"{order}H", exif, start)
+        (start,) = struct.unpack_from(f"{order}I", content, 4)
+        (count,) = struct.unpack_from(f"{order}H", content, start)
         for i in range(count):
-            tag, _, _, value = struct.unpack_from(f"{order}HHIH", exif, start + 2 + 12 * i)
-            if tag == 0x112:
-                return value if 1 <= value <= 8 else 1
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", content, start + 2 + 12 * i)
+            if tag == wanted:
+                return value
     except struct.error:  # it points behind its end
         pass
-    return 1
+    return 0
 
 
-def _is_transparent(pixels: np.ndarray) -> bool:
+def _is_transparent(content: bytes) -> bool:
+    """Whether a file is a TIFF of which some pixel is not opaque."""
+    if not content.startswith(TIFF) or _short(content, SAMPLES) in (1, 2, 3):
+        return False
+    pixels = decode(content, cv2.IMREAD_UNCHANGED)
     if pixels.shape[2:] != (4,) or not np.issubdtype(pixels.dtype, np.unsignedinteger):
         return False
     return int(pixels[..., 3].min()) < np.iinfo(pixels.dtype).max
@@ -266,6 +280,12 @@ def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write pixels, in OpenCV's order of channels, as a PNG: whole or not at all."""
+    content = cv2.imencode(".png", pixels)[1].tobytes()
+    write_atomically(path, lambda partial: partial.write_bytes(content))
 
 
 @contextmanager

@@ -40,12 +40,15 @@ def read_image(path: Path, size: Size | None = None) -> np.ndarray:
     Raises ValueError naming the file where it is not there, no image or damaged.
     """
     image = _named(path, read_rgb)
-    if size is not None and image.shape[1::-1] != size:
-        shrinks = image.shape[1] > size[0]
-        image = cv2.resize(
-            image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        )
-    return image
+    return image if size is None else resize_image(image, size)
+
+
+def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
+    """An image (H, W, 3) at (width, height): averaged where it shrinks, else interpolated."""
+    if image.shape[1::-1] == size:
+        return image
+    shrinks = image.shape[1] > size[0]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def read_label(path: Path, size: Size | None = None) -> np.ndarray:
@@ -91,7 +94,7 @@ class SourceSamples(Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         """Samples of labelled sets, pooled; ValueError where an image is smaller than the crop."""
         for source in sources:
-            check_crop(source, source.resize, images.crop)
+            check_sizes(source, source.resize, images.crop)
         self.records = [(source, record) for source in sources for record in source.records]
         self.crop = images.crop
         self.sampling = sampling
@@ -142,8 +145,7 @@ class TargetSamples(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, index: Index, images: Images, margins: Margins, random_state: int) -> None:
         """Samples of the target's train split; ValueError for too small images or large margins."""
-        check_crop(index, images.target_size, images.crop)
-        check_margins(index, images.target_size, margins)
+        check_sizes(index, images.target_size, images.crop, margins)
         self.index = index
         self.size = images.target_size
         self.crop = images.crop
@@ -257,26 +259,26 @@ def counted_pixels(size: tuple[int, ...], margins: Margins) -> np.ndarray:
     return counted
 
 
-def check_crop(index: Index, size: Size | None, crop: Size) -> None:
-    """ValueError naming the first image that is smaller than the crop."""
+def check_sizes(
+    index: Index, size: Size | None, crop: Size, margins: Margins | None = None
+) -> None:
+    """`check_size` of all images, which are brought to (width, height) first where it is given."""
+    first: dict[Size, Record] = {}
     for record in index.records:
-        width, height = size if size is not None else (record.width, record.height)
-        if width < crop[0] or height < crop[1]:
-            raise ValueError(
-                f"images.crop = {list(crop)}: larger than {index.image_path(record)}, "
-                f"which is {width} x {height}"
-            )
+        first.setdefault(size or (record.width, record.height), record)
+    for each, record in first.items():
+        check_size(index.image_path(record), each, crop, margins)
 
 
-def check_margins(index: Index, size: Size | None, margins: Margins) -> None:
-    """ValueError naming the first image of which the margins leave nothing."""
-    for record in index.records:
-        width, height = size if size is not None else (record.width, record.height)
-        if margins.left + margins.right >= width or margins.top + margins.bottom >= height:
-            raise ValueError(
-                f"adapt.margins ({margins}): leaves nothing of {index.image_path(record)}, "
-                f"which is {width} x {height}"
-            )
+def check_size(path: Path, size: Size, crop: Size, margins: Margins | None = None) -> None:
+    """ValueError where a crop is larger than an image, or margins leave nothing of it."""
+    shown = f"{path}, which is {size[0]} x {size[1]}"
+    if crop[0] > size[0] or crop[1] > size[1]:
+        raise ValueError(f"images.crop = {list(crop)}: larger than {shown}")
+    if margins is None:
+        return
+    if margins.left + margins.right >= size[0] or margins.top + margins.bottom >= size[1]:
+        raise ValueError(f"adapt.margins ({margins}): leaves nothing of {shown}")
 
 
 def check_shared_memory(workers: int, batch_bytes: int) -> None:

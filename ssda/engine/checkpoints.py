@@ -65,7 +65,7 @@ def load_network(path: Path, settings: Model | None = None) -> tuple[Segmenter, 
     """
     description, model, space = _read_description(path)
     if settings is not None:
-        check_kind(path, settings)
+        _check_model(path, model, settings)
         model = settings.model_copy(update={"encoder": model.encoder})
     with safe_open(str(path), "pt") as file:  # pyright: ignore[reportUnknownVariableType]
         state: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}
@@ -81,21 +81,25 @@ def load_network(path: Path, settings: Model | None = None) -> tuple[Segmenter, 
     return network.eval(), space
 
 
-def check_kind(path: Path, model: Model, space: LabelSpace | None = None) -> None:
-    """Raise ValueError, in one line, where a file's network is not of that kind, or those classes.
+def check_kind(path: Path, model: Model, space: LabelSpace) -> None:
+    """Raise ValueError, in one line, where a file's network is not of that kind and those classes.
 
     Weights are not read.
     """
     _, own, classes = _read_description(path)
-    if model.encoder.startswith(SOURCES):  # the architecture is not in the name
-        model = model.model_copy(update={"encoder": own.encoder})
-    if kind(own) != kind(model):
-        raise ValueError(f"{path}: is {kind(own)}, model says {kind(model)}")
-    if space is not None and classes.names != space.names:
+    _check_model(path, own, model)
+    if classes.names != space.names:
         raise ValueError(
             f"{path}: has the classes {', '.join(classes.names)}; labels has "
             f"{', '.join(space.names)}"
         )
+
+
+def _check_model(path: Path, own: Model, model: Model) -> None:
+    if model.encoder.startswith(SOURCES):  # the architecture is not in the name
+        model = model.model_copy(update={"encoder": own.encoder})
+    if kind(own) != kind(model):
+        raise ValueError(f"{path}: is {kind(own)}, model says {kind(model)}")
 
 
 def kind(model: Model) -> str:

@@ -8,12 +8,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Annotated, Literal
 
-import cv2
 import numpy as np
 import torch
 from pydantic import Field
 
-from ssda.datasets.loading import read_image
+from ssda.datasets.loading import read_image, resize_image
 from ssda.engine.checkpoints import load_network
 from ssda.engine.device import pick_device, pick_precision
 from ssda.engine.evaluation import predict_uncertainty
@@ -119,7 +118,5 @@ def _check(image: np.ndarray) -> None:
 
 
 def _scaled(image: np.ndarray, scale: float) -> np.ndarray:
-    if scale == 1.0:
-        return image
-    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return resize_image(image, (width, height))

@@ -91,6 +91,13 @@ def test_imagenet_weights_are_in_the_encoder() -> None:
     assert isinstance(encoder.network.bn1, nn.BatchNorm2d)
 
 
+def check_all_are_of(state: dict[str, torch.Tensor], encoder: Encoder) -> None:
+    """Every tensor of the encoder is one of a file's, whatever its name there."""
+    known = {value.contiguous().double().sum().item() for value in state.values()}
+    for key, value in encoder.network.state_dict().items():
+        assert value.contiguous().double().sum().item() in known, key
+
+
 @pytest.mark.parametrize("name", ["pvt_v2_b0", "convnext_atto", "vit_tiny_patch16_224", "mit_b0"])
 def test_weights_of_a_file_are_in_the_encoder(tmp_path: Path, name: str) -> None:
     """Every family keeps other names; the file holds the whole network, classifier included."""
@@ -104,9 +111,7 @@ def test_weights_of_a_file_are_in_the_encoder(tmp_path: Path, name: str) -> None
     model = make_model({"model.encoder": name, "model.weights": str(path)})
     encoder = Encoder(model)
     load_imagenet_weights(encoder, model)
-    known = {value.contiguous().double().sum().item() for value in state.values()}
-    for key, value in encoder.network.state_dict().items():
-        assert value.contiguous().double().sum().item() in known, key
+    check_all_are_of(state, encoder)
 
 
 def test_patches_of_14_pixels_are_resampled(tmp_path: Path) -> None:
@@ -169,9 +174,7 @@ def test_the_backbone_is_taken_whatever_is_around_it(
     model = make_model({"model.encoder": name, "model.weights": str(path)})
     encoder = Encoder(model)
     load_imagenet_weights(encoder, model)
-    known = {value.contiguous().double().sum().item() for value in state.values()}
-    for key, value in encoder.network.state_dict().items():
-        assert value.contiguous().double().sum().item() in known, key
+    check_all_are_of(state, encoder)
 
 
 def test_a_classifier_of_another_size_is_left_out(tmp_path: Path) -> None:
@@ -183,9 +186,7 @@ def test_a_classifier_of_another_size_is_left_out(tmp_path: Path) -> None:
         model = make_model({"model.encoder": name, "model.weights": str(path)})
         encoder = Encoder(model)
         load_imagenet_weights(encoder, model)
-        known = {value.contiguous().double().sum().item() for value in state.values()}
-        for key, value in encoder.network.state_dict().items():
-            assert value.contiguous().double().sum().item() in known, key
+        check_all_are_of(state, encoder)
 
 
 def test_weights_that_do_not_fit_are_told(tmp_path: Path) -> None:
