@@ -21,10 +21,10 @@ repro: setup                     ## the whole pipeline, or what of it has change
 ui: setup                        ## MLflow's pages of the runs; PORT=5001 where 5000 is taken
 	python -m pipeline.ui --port $(or $(PORT),5000)
 
-table: setup                     ## experiments: their scores and what they changed, the best first
-	dvc exp show --no-pager --only-changed \
-		--keep '(source_only|adapted)[.]miou' --drop '.*(/|iou|accuracy|images|share|demo|Created).*' \
-		--sort-by metrics/evaluate.json:adapted.miou --sort-order desc
+table: setup                     ## experiments: scores and what they changed, the best first; then the classes here
+	@dvc exp show --no-pager --only-changed --drop '.*(/|student|demo|Created).*' \
+		--sort-by metrics/headline.json:mIoU --sort-order desc
+	@test ! -e metrics/iou.csv || column -s , -t metrics/iou.csv
 
 predict: setup                   ## make predict IMAGES=folder: labels of one's own images; OUT=predicted
 	python -m pipeline.predict $(or $(IMAGES),$(error IMAGES=: images, videos or folders of them)) \

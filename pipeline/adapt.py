@@ -79,7 +79,7 @@ def adapt(params: Params) -> None:
             return
         save_network(paths.STUDENT, networks.student, params.model, space)
         save_network(paths.ADAPTED, networks.teacher, params.model, space)
-        write_json(paths.METRICS / "adapt.json", {"adapt": scores})
+        write_json(paths.ADAPTED_SCORES, {"adapt": scores})
         register_model(params, stage.run, paths.ADAPTED)
     command.say(f"adapt: {told(scores)}; network in {paths.ADAPTED}")
     command.say_next("python -m pipeline.evaluate")

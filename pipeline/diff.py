@@ -22,7 +22,6 @@ SCORES = "metrics/evaluate.json"
 ALLOWED_FALL = 2.0
 """Points of mIoU. Over random states the default's standard deviation is 1.0, and that of the
 difference to another variant in the same state 0.1 to 1.5: a larger fall is hardly chance."""
-SINGLE_CLASSES = (".iou.", "class_shares.")
 
 
 def compare(base: str) -> None:
@@ -38,25 +37,23 @@ def compare(base: str) -> None:
 def difference(base: str) -> str:
     """Markdown with DVC's tables of metrics and parameters, base against the workspace.
 
-    Metrics of single classes are folded away. Raises ValueError with what DVC says where it cannot
-    compare.
+    The adapted network's classes are folded away. Raises ValueError with what DVC says where it
+    cannot compare.
     """
-    head, metrics = _table("metrics", base)
-    single = [row for row in metrics if any(part in row for part in SINGLE_CLASSES)]
-    parts = ["**Metrics**", "", *(head + [row for row in metrics if row not in single])]
-    if single:
-        parts += ["", "<details><summary>Single classes</summary>", "", *head, *single]
+    parts = ["**Metrics**", "", *_table("metrics", base)]
+    before, after = (scores.get("iou", {}) for scores in _adapted_scores(base))
+    changed = [name for name in after if before.get(name) != after[name]]
+    if changed:
+        parts += ["", "<details><summary>Classes</summary>", ""]
+        parts += [f"| IoU | {base} | workspace |", "| --- | --- | --- |"]
+        parts += [f"| {name} | {before.get(name, '-')} | {after[name]} |" for name in changed]
         parts += ["", "</details>"]
-    head, params = _table("params", base)
-    parts += ["", "**Parameters**", "", *head, *params]
-    return "\n".join(parts)
+    return "\n".join([*parts, "", "**Parameters**", "", *_table("params", base)])
 
 
 def fallen(base: str) -> list[str]:
     """A reason if the adapted network's mIoU fell by more than chance; none without one in base."""
-    path = Path(SCORES)
-    old = _adapted(git("show", f"{base}:./{SCORES}"))
-    new = _adapted(path.read_text(encoding="utf-8") if path.exists() else "")
+    old, new = _adapted_scores(base)
     # The first subset of classes, where both have it; what the validation curve shows.
     key = next((key for key in new if key.startswith("miou_") and key in old), "miou")
     before, after = old.get(key), new.get(key)
@@ -72,18 +69,22 @@ def stale(base: str) -> list[str]:
     return [f"dvc.lock is stale, `dvc repro` first: {'; '.join(changed)}"] if changed else []
 
 
-def _adapted(scores: str) -> dict[str, Any]:
-    return json.loads(scores)["adapted"] if scores else {}
+def _adapted_scores(base: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The adapted network's scores in base and here; empty where there are none."""
+    path = Path(SCORES)
+    texts = git("show", f"{base}:./{SCORES}"), path.read_text("utf-8") if path.exists() else ""
+    old, new = (json.loads(text)["adapted"] if text else {} for text in texts)
+    return old, new
 
 
-def _table(kind: str, base: str) -> tuple[list[str], list[str]]:
-    """Head and rows of a table that `dvc diff` draws; a head that says so where nothing changed."""
+def _table(kind: str, base: str) -> list[str]:
+    """Lines of a table that `dvc diff` draws; one that says so where nothing changed."""
     command = ["dvc", kind, "diff", "--md", base]
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     if done.returncode != 0:
         raise ValueError(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
     lines = done.stdout.strip().splitlines()
-    return (lines[:2], lines[2:]) if lines[2:] else (["No change."], [])
+    return lines if lines[2:] else ["No change."]
 
 
 def main() -> None:

@@ -6,7 +6,15 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from pipeline import command
-from pipeline.paths import ADAPTED, METRICS, PRETRAINED, STUDENT, TARGET_REPORT, TARGET_TRAIN
+from pipeline.paths import (
+    ADAPTED,
+    ADAPTED_SCORES,
+    METRICS,
+    PRETRAINED,
+    STUDENT,
+    TARGET_REPORT,
+    TARGET_TRAIN,
+)
 from ssda.params import Params
 
 if TYPE_CHECKING:
@@ -17,6 +25,7 @@ if TYPE_CHECKING:
     from ssda.labels import LabelSpace
     from ssda.networks.segmenter import Segmenter
 
+HEADLINE = METRICS / "headline.json"
 SCORES = METRICS / "evaluate.json"
 CLASSES = METRICS / "iou.csv"
 BARS = METRICS / "iou.png"
@@ -46,12 +55,14 @@ def evaluate(params: Params) -> None:
     from ssda.engine.evaluation import score
     from ssda.engine.statistics import use_target_statistics
     from ssda.files import write_json
+    from ssda.sections import read_yaml
 
     remove_old_states()
     device = pick_device(params.runtime.device)
     set_up(device, params.compute)
     target = read_index(TARGET_TRAIN)
     report = read_index(TARGET_REPORT)
+    label_free = read_yaml(ADAPTED_SCORES)["adapt"].get("label_free_score")
     check_raw_files(report)
     adapted, space = load_network(ADAPTED)
     networks: dict[str, Segmenter] = {}
@@ -75,20 +86,17 @@ def evaluate(params: Params) -> None:
             if name in SHOWN:
                 shares[SHOWN[name]] = row_shares(confusion)
             run.metrics({f"{name}.{key}": v for key, v in _flat(scores[name]).items()})
-        write_json(SCORES, {"images": len(report.records)} | scores)
-        rows = [
-            {"class": class_name, "network": name, "iou": value["iou"][class_name]}
-            for name, value in scores.items()
-            if value is not None
-            for class_name in space.names
-            if value["iou"][class_name] is not None
+        means = [
+            {"network": name.replace("_", " "), "mIoU": scores[name]["miou"]} for name in networks
         ]
-        write_table(CLASSES, rows)
+        write_json(SCORES, {"images": len(report.records)} | scores | {"networks": means})
+        write_json(HEADLINE, headline(scores, label_free, params.evaluate.subsets))
+        write_table(CLASSES, class_rows(scores, space))
         save(bars({SHOWN[n]: scores[n]["iou"] for n in SHOWN if scores[n]}), BARS)
         write_table(CONFUSION, confusion_rows(shares, space))
         save(matrices(shares, space), MATRIX)
         draw(networks, report, params, space)
-        for path in (SCORES, CLASSES, BARS, CONFUSION, MATRIX, PICTURE):
+        for path in (HEADLINE, SCORES, CLASSES, BARS, CONFUSION, MATRIX, PICTURE):
             run.artifact(path)
     command.say(_line(scores, params.evaluate.subsets))
     command.say("next: make report, make table, make ui; or dvc plots show (README.md)")
@@ -111,6 +119,42 @@ def summary(confusion: torch.Tensor, space: LabelSpace, subsets: tuple[str, ...]
             for name, value, there in zip(space.names, values, shown.tolist(), strict=True)
         },
     }
+
+
+def headline(
+    scores: dict[str, Any], label_free: float | None, subsets: tuple[str, ...]
+) -> dict[str, float | None]:
+    """The numbers that experiments are compared by; those of a network that is not there are None.
+
+    Args:
+        scores: {network: its `summary`, or None}.
+        label_free: the adapted network's label-free score.
+        subsets: of classes; means are over the first, as the curves are, or else over all.
+    """
+    key = _mean(subsets)
+    adapted, before, reestimated, student = (
+        (scores[name] or {}).get(key)
+        for name in ("adapted", "source_only", "reestimated", "student")
+    )
+    return {
+        "mIoU": adapted,
+        "source_only": before,
+        "gain": None if adapted is None or before is None else round(adapted - before, 2),
+        "reestimated": reestimated,
+        "student": student,
+        "pixel_accuracy": scores["adapted"]["pixel_accuracy"],
+        "label_free_score": label_free,
+    }
+
+
+def class_rows(scores: dict[str, Any], space: LabelSpace) -> list[dict[str, float | str]]:
+    """A row for each class with the IoU of each network; a class never shown has none."""
+    there = {name: value["iou"] for name, value in scores.items() if value is not None}
+    return [
+        {"class": name}
+        | {network: iou[name] for network, iou in there.items() if iou[name] is not None}
+        for name in space.names
+    ]
 
 
 def row_shares(confusion: torch.Tensor) -> torch.Tensor:
@@ -168,8 +212,12 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
 
 
+def _mean(subsets: tuple[str, ...]) -> str:
+    return f"miou_{subsets[0]}" if subsets else "miou"
+
+
 def _line(scores: dict[str, Any], subsets: tuple[str, ...]) -> str:
-    key = f"miou_{subsets[0]}" if subsets else "miou"
+    key = _mean(subsets)
     parts = [
         f"{name.replace('_', ' ')} {'-' if value[key] is None else format(value[key], '.1f')}"
         for name, value in scores.items()

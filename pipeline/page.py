@@ -129,11 +129,11 @@ class Experiment:
     @property
     def sets(self) -> list[tuple[str, str]]:
         """How many images there are of each set."""
-        facts = self.json("metrics/convert.json")
+        facts = parse_json(self.read("metrics/convert.json") or b"{}", "metrics/convert.json")
         return [
             (f"{domain}: {name}", str(split["images"]))
             for domain in ("sources", "target")
-            for name, split in facts[domain].items()
+            for name, split in facts.get(domain, {}).items()
         ]
 
     @cached_property

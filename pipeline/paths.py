@@ -12,3 +12,4 @@ PRETRAINED = Path("models/pretrained.safetensors")
 STUDENT = Path("models/student.safetensors")
 ADAPTED = Path("models/adapted.safetensors")
 METRICS = Path("metrics")
+ADAPTED_SCORES = METRICS / "adapt.json"

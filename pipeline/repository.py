@@ -96,7 +96,9 @@ def stages(folder: Path) -> dict[str, Stage]:
     found = read_yaml(path)["stages"] if path.exists() else {}
     found = {name: stage.get("do", stage) for name, stage in found.items()}  # do: one a source
     return {
-        name: Stage(paths(stage, "deps"), paths(stage, "outs", "metrics"), paths(stage, "params"))
+        name: Stage(
+            paths(stage, "deps"), paths(stage, "outs", "metrics", "plots"), paths(stage, "params")
+        )
         for name, stage in found.items()
     }
 

@@ -92,6 +92,24 @@ def test_scores_are_in_per_cent_and_valid_json(workspace: Path) -> None:
     assert scores["adapted"]["iou"]["road"] is not None
 
 
+def test_the_headline_is_of_the_first_subset_and_the_classes_are_a_table(workspace: Path) -> None:
+    scores = json.loads((workspace / "metrics/evaluate.json").read_text())
+    found = json.loads((workspace / "metrics/headline.json").read_text())
+    before, after = (scores[name]["miou_16"] for name in ("source_only", "adapted"))
+    assert (found["source_only"], found["mIoU"]) == (before, after)
+    assert found["gain"] == pytest.approx(after - before, abs=0.006)
+    assert found["pixel_accuracy"] == scores["adapted"]["pixel_accuracy"]
+    validation = json.loads((workspace / "metrics/adapt.json").read_text())["adapt"]
+    assert found["label_free_score"] == validation["label_free_score"]
+    with (workspace / "metrics/iou.csv").open() as file:
+        rows = {row["class"]: row for row in csv.DictReader(file)}
+    for name, row in rows.items():
+        for network in ("source_only", "reestimated", "student", "adapted"):
+            iou = scores[network]["iou"][name]
+            assert row[network] == ("" if iou is None else str(iou))
+    assert rows.keys() == scores["adapted"]["iou"].keys()
+
+
 def test_adaptation_starts_from_the_pretrained_weights_and_moves(workspace: Path) -> None:
     pretrained, adapted, student = (
         load_network(workspace / f"models/{name}.safetensors")[0]

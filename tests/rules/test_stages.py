@@ -77,6 +77,13 @@ def test_no_parameter_has_a_name_that_the_run_cache_overlooks() -> None:
     assert names == []
 
 
+def test_metrics_are_few_enough_for_a_table() -> None:
+    """`dvc exp show` has a column for each number in a file of metrics."""
+    files = {name for stage in STAGES.values() for out in stage.get("metrics", []) for name in out}
+    assert files == {"metrics/headline.json"}
+    assert len(json.loads((ROOT / "metrics/headline.json").read_text())) <= 8
+
+
 def test_only_metrics_are_kept_out_of_the_cache() -> None:
     """DVC's run cache skips a stage with any other output that is not cached."""
     for stage in STAGES.values():
