@@ -17,7 +17,6 @@ def adapt(params: Params) -> None:
     import torch
 
     from pipeline.checks.preflight import check_start
-    from pipeline.tracking.run import register_model
     from pipeline.training.loop import describe, told, training
     from ssda.datasets.index import check_raw_files, class_frequencies, read_index, read_sources
     from ssda.engine.adapting import adapt_steps, start_networks
@@ -80,7 +79,7 @@ def adapt(params: Params) -> None:
         save_network(paths.STUDENT, networks.student, params.model, space)
         save_network(paths.ADAPTED, networks.teacher, params.model, space)
         write_json(paths.ADAPTED_SCORES, {"adapt": scores})
-        register_model(params, stage.run, paths.ADAPTED)
+        stage.run.model(paths.ADAPTED, params.runtime.register_as)
     command.say(f"adapt: {told(scores)}; network in {paths.ADAPTED}")
     command.say_next("python -m pipeline.evaluate")
 

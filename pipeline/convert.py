@@ -77,7 +77,7 @@ def class_shares(indexes: Sequence[Index]) -> dict[str, float]:
 
 
 def main(params: Params) -> None:
-    """The stage: convert, and log counts and class shares."""
+    """The stage: convert, and log a file of counts and class shares."""
     from pipeline.tracking.run import stage_run
 
     places = [f"{source.root} ({source.layout})" for source in params.sources.values()]
@@ -85,11 +85,6 @@ def main(params: Params) -> None:
     command.say(f"convert: labels of {', '.join([*places, target])} to {CONVERTED}")
     with stage_run("convert", params) as run:
         metrics = convert(params)
-        for domain in ("sources", "target"):
-            for name, facts in metrics[domain].items():
-                run.metrics({f"{domain}.{name}.images": facts["images"]})
-        shares = metrics["class_shares"]
-        run.metrics({f"sources.share.{name}": share for name, share in shares.items()})
         run.artifact(METRICS / "convert.json")
     counts = [
         f"{name} {facts['images']}"

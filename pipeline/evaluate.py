@@ -35,6 +35,8 @@ PICTURE = METRICS / "pictures.png"
 
 SHOWN = {"source_only": "source only", "adapted": "adapted"}
 """The networks in the pictures, by their titles."""
+MEANS = ("source_only", "gain", "reestimated", "student")
+"""Headline numbers that are means over classes as well; MLflow shows them in one group."""
 
 
 def evaluate(params: Params) -> None:
@@ -78,19 +80,26 @@ def evaluate(params: Params) -> None:
     )
     with stage_run("evaluate", params) as run:
         run.tag("device", device.type)
-        scores: dict[str, Any] = {"source_only": None, "reestimated": None}
-        shares: dict[str, torch.Tensor] = {}
-        confusions = score([*networks.values()], report, params)
-        for name, confusion in zip(networks, confusions, strict=True):
-            scores[name] = summary(confusion, space, params.evaluate.subsets)
-            if name in SHOWN:
-                shares[SHOWN[name]] = row_shares(confusion)
+        found = score([*networks.values()], report, params)
+        confusions = dict(zip(networks, found, strict=True))
+        scores: dict[str, Any] = {"source_only": None, "reestimated": None} | {
+            name: summary(confusion, space, params.evaluate.subsets)
+            for name, confusion in confusions.items()
+        }
+        shares = {
+            SHOWN[name]: row_shares(confusion)
+            for name, confusion in confusions.items()
+            if name in SHOWN
+        }
+        best = headline(scores, label_free, params.evaluate.subsets)
+        run.headline({f"mIoU/{k}" if k in MEANS else k: value for k, value in best.items()})
+        for name in networks:
             run.metrics({f"{name}.{key}": v for key, v in _flat(scores[name]).items()})
         means = [
             {"network": name.replace("_", " "), "mIoU": scores[name]["miou"]} for name in networks
         ]
         write_json(SCORES, {"images": len(report.records)} | scores | {"networks": means})
-        write_json(HEADLINE, headline(scores, label_free, params.evaluate.subsets))
+        write_json(HEADLINE, best)
         write_table(CLASSES, class_rows(scores, space))
         save(bars({SHOWN[n]: scores[n]["iou"] for n in SHOWN if scores[n]}), BARS)
         write_table(CONFUSION, confusion_rows(shares, space))

@@ -15,14 +15,16 @@ def ui(params: Params, port: int) -> None:
 
     Raises ValueError where the runs are on a server, which shows them itself.
     """
-    from pipeline.tracking.server import DATABASES, connect, tracking_uri
+    from pipeline.tracking.server import DATABASES, VIEW, connect, tracking_uri
 
     uri = tracking_uri()
     if not re.match(f"{DATABASES}|file:", uri):
         raise ValueError("MLFLOW_TRACKING_URI: names a server; open its address in a browser")
     experiment = connect(params).experiment
     place = f"http://127.0.0.1:{port}"
-    command.say(f"{place}/#/experiments/{experiment}/runs?workflowType=machine_learning")
+    command.say(
+        f"{place}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
+    )
     options = ("--host", "127.0.0.1", "--port", str(port), "--workers", "1")
     store = ("--backend-store-uri", uri)
     os.execv(sys.executable, (sys.executable, "-m", "mlflow", "ui", *options, *store))

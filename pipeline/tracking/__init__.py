@@ -1,1 +1,4 @@
-"""MLflow: one run an experiment. `python -m pipeline.tracking sync` and `checkout RUN`."""
+"""MLflow: one run an experiment.
+
+`python -m pipeline.tracking sync`, `checkout RUN`, `register RUN NAME`.
+"""

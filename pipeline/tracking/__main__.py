@@ -1,4 +1,7 @@
-"""MLflow runs and what DVC keeps of them: `sync` fills runs in, `checkout` gets networks back."""
+"""MLflow runs and what DVC keeps of them.
+
+`sync` fills runs in, `checkout` gets networks back, `register` gives one a name in MLflow.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,19 @@ def main() -> None:
     checking_out.add_argument("run", help="its name or id")
     checking_out.add_argument("--out", type=Path, help="folder (default: runs/NAME)")
 
+    text = "register the adapted network of a run with MLflow"
+    registering = commands.add_parser("register", help=text, description=text, parents=shared)
+    registering.add_argument("run", help="its name or id")
+    registering.add_argument("name", help="of the registered model")
+
     def work(given: Namespace) -> None:
-        from pipeline.tracking.sync import checkout, sync
+        from pipeline.tracking.sync import checkout, register, sync
 
         params = load_params(given.params)
         if given.command == "sync":
             lines = sync(params, all_commits=given.all_commits)
+        elif given.command == "register":
+            lines = register(params, given.run, given.name)
         else:
             lines = checkout(params, given.run, given.out)
         print("\n".join(lines))

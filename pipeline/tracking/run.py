@@ -79,9 +79,13 @@ class StageRun:
 
     def metrics(self, values: Mapping[str, float | None], step: int = 0) -> None:
         """Log values at a step; not those that are None, not finite or there already."""
+        prefix = metric_prefix(self.journal.stage)
+        self.headline({prefix + name: value for name, value in values.items()}, step)
+
+    def headline(self, values: Mapping[str, float | None], step: int = 0) -> None:
+        """As `metrics`, but without the stage before the names: what runs are compared by."""
         for name, value in values.items():
             if value is not None and math.isfinite(value):
-                name = metric_prefix(self.journal.stage) + name
                 self.journal.metrics.setdefault(name, {}).setdefault(step, float(value))
                 self._wait(name, value, step)
 
@@ -107,6 +111,16 @@ class StageRun:
         name = Path(os.path.relpath(path)).as_posix()
         self.journal.artifacts[name] = folder
         self.submit(lambda run: run.artifact(Path(name), folder))
+
+    def model(self, network: Path, name: str | None) -> None:
+        """Log the adapted network as MLflow's model, and register it where there is a name."""
+
+        def work(run: ServerRun) -> None:
+            run.log_model(network)
+            if name is not None:
+                run.register(name)
+
+        self.submit(work)
 
     def tag(self, name: str, value: str) -> None:
         """Tag the run; tags are not part of the journal."""
@@ -158,6 +172,8 @@ class StageRun:
         for path in map(journal_path, takewhile(lambda earlier: earlier != stage, known)):
             if path.exists() and not run.holds(path.stem):
                 run.reuse(read_journal(path), Path())
+        if known:
+            run.inputs(stage, Path())
         self.run = run
 
     def _watch_machine(self) -> None:
@@ -216,21 +232,3 @@ def stage_run(stage: str, params: Params, journal: Journal | None = None) -> Gen
         raise
     write_journal(run.journal, Path())
     run.close("FINISHED")
-
-
-def register_model(params: Params, run: StageRun, path: Path) -> None:
-    """Register a network's file under the name in params, if any; the alias is `adapted`."""
-    name = params.runtime.register_as
-    if name is None:
-        return
-
-    def register(run: ServerRun) -> None:
-        client = run.client
-        run.artifact(path, "model")
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
-        source = f"{client.get_run(run.id).info.artifact_uri}/model"
-        version = client.create_model_version(name, source, run.id)
-        client.set_registered_model_alias(name, "adapted", version.version)
-
-    run.submit(register)

@@ -12,6 +12,7 @@ where there is one. Its tags:
 from __future__ import annotations
 
 import getpass
+import json
 import logging
 import os
 import re
@@ -20,20 +21,22 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, unquote
 
 from filelock import FileLock
 
+from pipeline.paths import ADAPTED, CONVERTED, METRICS
 from pipeline.repository import Origin, code_of, digest, git, recorded_outputs, root, stages
 from pipeline.tracking.journal import Journal, metric_prefix
 from pipeline.values import changes, flat
 from ssda.params import Params
-from ssda.sections import parse_yaml, validate
+from ssda.sections import parse_yaml, read_yaml, validate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import DatasetInput, Run
 
 NETWORK_TAG = "dvc.md5."
 """Followed by a network's path."""
@@ -42,6 +45,32 @@ DATABASES = "sqlite|postgresql|mysql|mssql"
 """Addresses that begin so are of a database that runs write into themselves."""
 SERVICES = ("databricks", "databricks-uc", "uc")
 """Addresses that are no folder, though they look like one."""
+VIEW = "headline"
+"""The name of the saved view of an experiment's runs."""
+EXPERIMENT_TAGS = {
+    "mlflow.note.content": (
+        "A run for each DVC experiment and each `dvc repro`. `mIoU` is the adapted network's, in "
+        "per cent on images that no training has seen; `mIoU/source_only` that of the network "
+        "before adaptation, `mIoU/gain` the difference. `label_free_score` needs no label. "
+        "`changed` says which parameters differ from those of the commit."
+    ),
+    f"mlflow.sharedViewState.{VIEW}": json.dumps(
+        {
+            "orderByKey": "metrics.`mIoU`",
+            "orderByAsc": False,
+            "selectedColumns": [
+                "metrics.`mIoU`",
+                "metrics.`mIoU/source_only`",
+                "metrics.`mIoU/gain`",
+                "metrics.`label_free_score`",
+                "tags.`changed`",
+                "attributes.`Dataset`",
+            ],
+        }
+    ),
+}
+LONGEST = 5000
+"""Characters of a tag."""
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -103,7 +132,7 @@ class ServerRun:
         there = {
             (name, point.step)
             for name in self.client.get_run(self.id).data.metrics
-            if name.startswith(prefix)
+            if name.startswith(prefix) or name in journal.metrics
             for point in self.client.get_metric_history(self.id, name)
         }
         lacking = [
@@ -118,6 +147,11 @@ class ServerRun:
                 self.artifact(workspace / name, folder)
         return there | {(point.metric, point.step) for point in lacking}
 
+    def inputs(self, stage: str, workspace: Path) -> None:
+        """Log the converted sets that a stage reads, as dvc.lock and convert's facts have them."""
+        if found := datasets(stage, workspace):
+            self.client.log_inputs(self.id, found)
+
     def finish(self, stage: str, networks: Mapping[str, str]) -> None:
         """Say that the run holds all of a stage, and which networks it left, by path and MD5."""
         for path, md5 in networks.items():
@@ -127,10 +161,45 @@ class ServerRun:
     def reuse(self, journal: Journal, workspace: Path) -> None:
         """Fill in a stage that DVC did not run."""
         self.fill_in(journal, workspace)
+        self.inputs(journal.stage, workspace)
         self.tag(f"dvc.reused.{journal.stage}", "true")
         recorded = recorded_outputs(workspace)
         paths = networks(journal.stage, workspace)
         self.finish(journal.stage, {path: recorded[path] for path in paths if path in recorded})
+        if str(ADAPTED) in paths and (workspace / ADAPTED).exists():
+            self.log_model(workspace / ADAPTED)
+
+    def log_model(self, network: Path) -> None:
+        """Log a network's file as a model that MLflow can load."""
+        from mlflow.entities import LoggedModelOutput
+
+        from pipeline.tracking.model import save_model
+
+        made = self.client.create_logged_model(self.run.info.experiment_id, "adapted", self.id)
+        with TemporaryDirectory() as folder:
+            save_model(network, Path(folder, "model"))
+            self.client.log_model_artifacts(made.model_id, str(Path(folder, "model")))
+        self.client.finalize_logged_model(made.model_id, "READY")
+        self.client.log_outputs(self.id, [LoggedModelOutput(made.model_id, 0)])
+
+    def models(self) -> list[str]:
+        """The ids of its models."""
+        outputs = self.client.get_run(self.id).outputs
+        return [model.model_id for model in outputs.model_outputs] if outputs else []
+
+    def register(self, name: str) -> str:
+        """Register its model under a name, whose alias `adapted` moves to it; returns its version.
+
+        A run has a model to register.
+        """
+        if not self.client.search_registered_models(f"name = '{name}'"):
+            self.client.create_registered_model(name)
+        model = self.client.get_logged_model(self.models()[-1])
+        made = self.client.create_model_version(
+            name, model.artifact_location, self.id, model_id=model.model_id
+        )
+        self.client.set_registered_model_alias(name, "adapted", made.version)
+        return made.version
 
     def end(self, status: str = "FINISHED") -> None:
         """Say how it ended."""
@@ -174,7 +243,13 @@ class Server:
         values = [Param(*pair) for pair in flat(params.model_dump(mode="json")).items()]
         for start in range(0, len(values), PARAMS_A_BATCH):
             self.client.log_batch(run.id, params=values[start : start + PARAMS_A_BATCH])
-        run.tag("mlflow.note.content", _description(params, origin, run.id))
+        changed = _changed_params(params, origin.commit)
+        if changed:
+            run.tag(
+                "changed", ", ".join(option.removeprefix("-S ") for option in changed)[:LONGEST]
+            )
+        run.tag("mlflow.note.content", _description(changed, origin, run.id))
+        self.client.log_dict(run.id, params.model_dump(mode="json", by_alias=True), "params.yaml")
         return run
 
 
@@ -193,6 +268,8 @@ def connect(params: Params) -> Server:
     with FileLock(root() / ".ssda/mlflow.lock"):  # two processes must not both create the tables
         client = MlflowClient(uri)
         if found := client.get_experiment_by_name(name):
+            for tag in EXPERIMENT_TAGS.keys() - found.tags.keys():
+                client.set_experiment_tag(found.experiment_id, tag, EXPERIMENT_TAGS[tag])
             if found.lifecycle_stage == "deleted":
                 raise ValueError(
                     f"experiment {name!r} was deleted; `mlflow experiments restore "
@@ -203,7 +280,7 @@ def connect(params: Params) -> Server:
         # Without a server MLflow would put artifacts below the working directory.
         local = re.match(DATABASES, uri)
         location = (root() / "mlruns" / name).as_uri() if local else None
-        return Server(client, client.create_experiment(name, location))
+        return Server(client, client.create_experiment(name, location, EXPERIMENT_TAGS))
 
 
 def tracking_uri() -> str:
@@ -240,10 +317,30 @@ def networks(stage: str, workspace: Path) -> list[str]:
     return [path for path in found.outs if path.endswith(".safetensors")] if found else []
 
 
-def _description(params: Params, origin: Origin, run_id: str) -> str:
+def datasets(stage: str, workspace: Path) -> list[DatasetInput]:
+    """The converted sets that a stage of dvc.yaml reads: their number of images, DVC's MD5."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    facts, recorded = workspace / METRICS / "convert.json", recorded_outputs(workspace)
+    if stage not in (known := stages(workspace)) or not facts.exists():
+        return []
+    found: list[DatasetInput] = []
+    for domain, splits in read_yaml(facts).items():
+        for name in splits if domain in ("sources", "target") else ():
+            path = str(CONVERTED / (domain if domain == "sources" else f"{domain}/{name}"))
+            if path in known[stage].deps and path in recorded:
+                digest = recorded[path].removesuffix(".dir")
+                source = json.dumps({"uri": path})
+                profile = json.dumps({"num_rows": splits[name]["images"]})
+                dataset = Dataset(f"{domain}/{name}", digest, "local", source, profile=profile)
+                context = "training" if domain == "sources" or name == "train" else name
+                found.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+    return found
+
+
+def _description(changed: list[str], origin: Origin, run_id: str) -> str:
     """Markdown: where a run comes from, and the commands that bring its params and outputs back."""
     commit, experiment = origin.commit, origin.experiment
-    changed = _changed_params(params, commit)
     start = f"commit `{commit[:12] or 'none'}`"
     lines = [f"    git checkout {commit}"] if commit else []
     lines.append(" ".join(["    dvc exp run" if changed else "    dvc repro", *changed]))

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 from ruamel.yaml import YAML
 
+from pipeline.paths import ADAPTED
 from pipeline.repository import (
     Origin,
     cached,
@@ -26,10 +27,11 @@ from pipeline.repository import (
     recorded_outputs,
 )
 from pipeline.tracking.journal import journal_path, logging_stages, read_journal
-from pipeline.tracking.server import NETWORK_TAG, connect, run_key, unreachable
+from pipeline.tracking.server import NETWORK_TAG, ServerRun, connect, run_key, unreachable
 from pipeline.values import nested
 from ssda.files import write_atomically, write_text
-from ssda.params import Params, load_params
+from ssda.params import Params, Runtime, load_params
+from ssda.sections import validate
 
 CONTENT = ("dvc.yaml", "dvc.lock", "params.yaml", "demo/params.yaml", "data/inventory", "metrics")
 
@@ -85,25 +87,9 @@ def checkout(params: Params, name: str, out: Path | None) -> list[str]:
     Raises:
         ValueError: there is no such run, it left no network, or DVC does not have it any more.
     """
-    with _mlflow_errors():
-        key = "run_id" if re.fullmatch("[0-9a-f]{32}", name) else "run_name"
-        found = connect(params).find(f"attributes.{key} = '{name}'")
-    if len(found) != 1:
-        ids = ", ".join(run.id for run in found)
-        several = f"{len(found)} runs have the name {name}, give an id: {ids}"
-        raise ValueError(several if found else f"no run has the name or id {name}")
-    name, data = found[0].run.info.run_name or found[0].id, found[0].run.data
-    networks = {
-        tag.removeprefix(NETWORK_TAG): md5
-        for tag, md5 in data.tags.items()
-        if tag.startswith(NETWORK_TAG)
-    }
-    if not networks:
-        raise ValueError(f"run {name}: no stage of it has left a network")
-    try:
-        files = cached(networks)
-    except ValueError as error:
-        raise ValueError(f"run {name}: {error}; its page says how it is made again") from error
+    run = _find(params, name)
+    name, data = run.run.info.run_name or run.id, run.run.data
+    files = _networks(run)
     folder = out or Path("runs", name.replace("/", "-"))
     text = StringIO()
     runtime = params.runtime.model_dump(mode="json", by_alias=True)
@@ -112,6 +98,66 @@ def checkout(params: Params, name: str, out: Path | None) -> list[str]:
     for path, source in files.items():
         write_atomically(folder / path, partial(shutil.copyfile, source))
     return [str(folder / path) for path in ("params.yaml", *files)]
+
+
+def register(params: Params, run_name: str, name: str) -> list[str]:
+    """Register the adapted network of a run; where the run has no model, DVC's cache has the file.
+
+    Args:
+        params: of the workspace.
+        run_name: the run's id or name.
+        name: what MLflow registers it under; its alias `adapted` moves to it.
+
+    Returns:
+        A line that says how it is loaded.
+
+    Raises:
+        ValueError: the name cannot be one, there is no such run, it left no adapted network, DVC
+            does not have it any more.
+    """
+    runtime = params.runtime.model_dump(mode="json", by_alias=True)
+    validate(Runtime, runtime | {"register": name}, "name")
+    run = _find(params, run_name)
+    with _mlflow_errors():
+        if not run.models():
+            files = _networks(run)
+            if str(ADAPTED) not in files:
+                raise ValueError(f"run {run_name}: has left no {ADAPTED}")
+            with TemporaryDirectory() as folder:
+                network = Path(folder, ADAPTED.name)
+                shutil.copyfile(files[str(ADAPTED)], network)
+                run.log_model(network)
+        version = run.register(name)
+    load = f'mlflow.pyfunc.load_model("models:/{name}@adapted")'
+    return [f"{name}: version {version}; {load} in Python"]
+
+
+def _find(params: Params, name: str) -> ServerRun:
+    """The one run of an id or a name; ValueError where there are none or several."""
+    with _mlflow_errors():
+        key = "run_id" if re.fullmatch("[0-9a-f]{32}", name) else "run_name"
+        found = connect(params).find(f"attributes.{key} = '{name}'")
+    if len(found) != 1:
+        ids = ", ".join(run.id for run in found)
+        several = f"{len(found)} runs have the name {name}, give an id: {ids}"
+        raise ValueError(several if found else f"no run has the name or id {name}")
+    return found[0]
+
+
+def _networks(run: ServerRun) -> dict[str, Path]:
+    """Where DVC has the networks of a run, by their paths; ValueError where there is none."""
+    name = run.run.info.run_name or run.id
+    networks = {
+        tag.removeprefix(NETWORK_TAG): md5
+        for tag, md5 in run.run.data.tags.items()
+        if tag.startswith(NETWORK_TAG)
+    }
+    if not networks:
+        raise ValueError(f"run {name}: no stage of it has left a network")
+    try:
+        return cached(networks)
+    except ValueError as error:
+        raise ValueError(f"run {name}: {error}; its page says how it is made again") from error
 
 
 def _fill_in_revision(origin: Origin) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from ssda.processes import any_of, joined, rank
 
 MEASURED = 10
 """Steps that the expected time is measured on, after the first."""
+BETWEEN_LINES = 60.0
+"""Seconds from one line of progress to the next, where there is no terminal."""
 
 
 @dataclass
@@ -47,6 +50,7 @@ class Training:
         speed: what the steps cost; logged beside the curve, and told at the end.
         left_out: steps whose numbers were not finite.
         tables: rows of losses.csv, classes.csv (where a report has vectors) and validation.csv.
+        told_at: when a line last said how far it is, by a clock of its own; where no bar does.
     """
 
     stage: str
@@ -57,6 +61,7 @@ class Training:
     speed: Speed
     left_out: int
     tables: dict[str, list[Row]]
+    told_at: float = 0.0
 
     @property
     def folder(self) -> Path:
@@ -133,6 +138,7 @@ class Training:
             self._log_speed(self.speed.news(), step)
             self.tables["losses"].append({"step": step} | rounded(scalars, 6))
             self._tell_classes(record, step)
+            self._write_tables()
         if record.report.images:
             picture = self._pictures / f"{step:06d}.png"
             try:
@@ -145,10 +151,20 @@ class Training:
         if record.problem is None:
             self.kept.save_if_due(step, self._notes)
         self.run.release(self.kept.saved)
-        if bar.disable and self.kept.first + 1 + MEASURED == step < self.settings.iterations:
+        if bar.disable and self._is_due(step):
+            self.told_at = time.monotonic()
             seconds = self.speed.seconds_a_step(MEASURED)
             left = tqdm.format_interval(seconds * (self.settings.iterations - step))
-            command.say(f"{self.stage}: {seconds:.2g} s a step, about {left} left")
+            command.say(
+                f"{self.stage}: step {step} of {self.settings.iterations}, "
+                f"{seconds:.2g} s a step, about {left} left"
+            )
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a line says how far it is: once the pace is known, then every minute."""
+        start = self.kept.first + 1 + MEASURED
+        late = time.monotonic() >= self.told_at + BETWEEN_LINES
+        return step < self.settings.iterations and (step == start or (step > start and late))
 
     def _tell_classes(self, record: StepRecord, step: int) -> None:
         vectors = {k: v.tolist() for k, v in record.report.by_class.items()}
@@ -167,6 +183,10 @@ class Training:
             share = {"validation_percent": summary["validation_percent"]}
             self._log_speed(share, self.settings.iterations)
             command.say(f"{self.stage}: {told_speed(summary)}")
+        self._write_tables()
+
+    def _write_tables(self) -> None:
+        """The curves so far, for those who look while the stage runs."""
         for name, rows in self.tables.items():
             if rows:
                 write_table(self.folder / f"{name}.csv", rows)

@@ -1,29 +1,46 @@
 import getpass
 import hashlib
 import json
+import os
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+import ssda
+from pipeline.paths import ADAPTED
 from pipeline.repository import root as repository_root
 from pipeline.tracking.journal import JOURNALS, Journal, from_content, write_journal
-from pipeline.tracking.run import register_model, stage_run
-from pipeline.tracking.server import run_key, tracking_uri, unreachable
+from pipeline.tracking.run import stage_run
+from pipeline.tracking.server import VIEW, ServerRun, run_key, tracking_uri, unreachable
 from pipeline.values import flat, nested
+from ssda.engine.checkpoints import save_network
+from ssda.files import write_json
+from ssda.labels import CITYSCAPES
+from ssda.networks.segmenter import Segmenter
 from ssda.params import Params, load_params
 from tests.conftest import ROOT
 
-# MLflow's own use of SQLAlchemy.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+# MLflow's own use of SQLAlchemy, and its own classes.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),
+]
 
+PREDICT = """
+import mlflow, numpy
+model = mlflow.pyfunc.load_model("models:/streets@adapted")
+numpy.save("classes.npy", model.predict(numpy.load("images.npy")))
+"""
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -125,6 +142,58 @@ def test_stages_share_one_run(params: Params, root: Path) -> None:
     assert run.info.artifact_uri.startswith((root / "mlruns").as_uri())
 
 
+def test_headline_numbers_have_short_names_and_are_sent_once(params: Params, root: Path) -> None:
+    with stage_run("evaluate", params) as stage:
+        stage.headline({"mIoU": 50.0, "mIoU/source_only": None, "mIoU/gain": 2.0})
+        stage.metrics({"adapted.miou": 50.0})
+    (run,) = runs(root, params)
+    assert run.data.metrics == {"mIoU": 50.0, "mIoU/gain": 2.0, "eval/adapted.miou": 50.0}
+    ServerRun(client(root), run).fill_in(stage.journal, Path())
+    for name in run.data.metrics:
+        assert len(curve(root, run, name)) == 1
+
+
+def test_the_list_of_runs_says_what_it_shows(params: Params, root: Path) -> None:
+    """Also that of an experiment that was made by hand, whose own description stays."""
+    name = params.runtime.experiment
+    client(root).create_experiment(name, tags={"mlflow.note.content": "mine"})
+    work("convert", params)
+    experiment = client(root).get_experiment_by_name(name)
+    assert experiment and experiment.tags["mlflow.note.content"] == "mine"
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{VIEW}"])
+    assert view["selectedColumns"][:2] == ["metrics.`mIoU`", "metrics.`mIoU/source_only`"]
+    (run,) = runs(root, params)
+    assert run.data.metrics.keys() == {"convert/loss"}
+    path = client(root).download_artifacts(run.info.run_id, "params.yaml")
+    assert load_params(path) == params
+
+
+def test_a_run_names_the_sets_that_its_stages_read(params: Params, root: Path) -> None:
+    sets = "data/converted/target"
+    write_stages(convert="", pretrain=f"deps: [data/converted/sources, {sets}/validation]")
+    lock = [f"{{path: {sets}/validation, md5: {'a' * 32}.dir}}"]
+    lock += [f"{{path: data/converted/sources, md5: {'b' * 32}.dir}}"]
+    Path("dvc.lock").write_text(f"stages: {{convert: {{outs: [{', '.join(lock)}]}}}}")
+    counts = {"game": {"images": 400}}, {"train": {"images": 9}, "validation": {"images": 60}}
+    facts = dict(zip(("sources", "target"), counts, strict=True)) | {"class_shares": {"road": 1.0}}
+    write_json(Path("metrics/convert.json"), facts)
+    work("convert", params)
+    assert not runs(root, params)[0].inputs.dataset_inputs
+    work("pretrain", params)
+    found = {
+        entry.dataset.name: (
+            entry.dataset.digest[0],
+            json.loads(entry.dataset.profile)["num_rows"],
+            entry.tags[0].value,
+        )
+        for entry in runs(root, params)[0].inputs.dataset_inputs
+    }
+    assert found == {
+        "sources/game": ("b", 400, "training"),
+        "target/validation": ("a", 60, "validation"),
+    }
+
+
 def test_journal_is_deterministic(params: Params) -> None:
     journal = JOURNALS / "adapt.json"
     contents: list[str] = []
@@ -221,7 +290,8 @@ def test_reused_stage_is_filled_in(params: Params, root: Path) -> None:
     assert "dvc.reused.adapt" not in run.data.tags
     assert run.data.metrics["convert/images"] == 400
     assert curve(root, run, "pretrain/loss") == [(0, 0.0), (1, 0.5), (2, 1.0)]
-    assert [file.path for file in client(root).list_artifacts(run.info.run_id)] == ["shares.csv"]
+    files = [file.path for file in client(root).list_artifacts(run.info.run_id)]
+    assert files == ["params.yaml", "shares.csv"]
 
 
 def test_without_dvc_nothing_is_filled_in(
@@ -359,7 +429,8 @@ def test_what_a_server_missed_is_sent_at_the_end(
     (run,) = runs(root, params)
     assert run.info.status == "FINISHED"
     assert curve(root, run, "adapt/loss") == [(1, 0.5), (2, 1.0)]
-    assert [file.path for file in client(root).list_artifacts(run.info.run_id)] == ["code.py"]
+    files = [file.path for file in client(root).list_artifacts(run.info.run_id)]
+    assert files == ["code.py", "params.yaml"]
     assert "dvc.reused.adapt" not in run.data.tags
 
 
@@ -406,16 +477,47 @@ def test_a_run_says_how_it_comes_back(
 def test_register(params: Params, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runtime = params.runtime.model_copy(update={"register_as": "streets"})
     named = params.model_copy(update={"runtime": runtime})
-    Path("adapted.safetensors").write_bytes(b"weights")
+    save_network(ADAPTED, Segmenter(params.model, 19), params.model, CITYSCAPES)
     for _ in range(2):
         with stage_run("adapt", named) as stage:
-            register_model(named, stage, Path("adapted.safetensors"))
+            stage.model(ADAPTED, named.runtime.register_as)
     assert capsys.readouterr().err == ""
     version = client(root).get_model_version_by_alias("streets", "adapted")
     assert int(version.version) == 2
-    assert version.run_id == runs(root, params)[-1].info.run_id
-    (file,) = client(root).list_artifacts(version.run_id, "model")
-    assert file.path == "model/adapted.safetensors"
+    run = runs(root, params)[-1]
+    assert version.run_id == run.info.run_id
+    assert run.outputs
+    (output,) = run.outputs.model_outputs
+    folder = Path(client(root).get_logged_model(output.model_id).artifact_location)
+    images = np.random.default_rng(0).integers(0, 255, (2, 48, 80, 3), np.uint8)
+    np.save("images.npy", images)
+    done = subprocess.run(
+        [sys.executable, "-c", PREDICT],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": tracking_uri()},
+    )
+    assert done.returncode == 0, done.stderr
+    network = ssda.load(ADAPTED)
+    classes = np.load("classes.npy")
+    assert classes.dtype == np.uint8 and len(np.unique(classes)) > 1
+    for image, found in zip(images, classes, strict=True):
+        assert np.array_equal(found, network.label(image).classes)
+    files = [path.name for path in Path(str(folder).removeprefix("file:")).rglob("*.*")]
+    assert "adapted.safetensors" in files and "input_example.json" in files
+    assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pth"))]
+
+
+def test_a_reused_network_is_a_model_too(params: Params, root: Path) -> None:
+    write_stages(adapt="", evaluate="")
+    text = Path("dvc.yaml").read_text().replace("outs: [", f"outs: [{ADAPTED}, ", 1)
+    Path("dvc.yaml").write_text(text)
+    write_journal(Journal("adapt"), Path())
+    ADAPTED.parent.mkdir()
+    ADAPTED.write_bytes(b"weights")
+    work("evaluate", params)
+    outputs = runs(root, params)[0].outputs
+    assert outputs and len(outputs.model_outputs) == 1
 
 
 def test_timings_are_in_the_run_and_not_in_the_journal(params: Params, root: Path) -> None:

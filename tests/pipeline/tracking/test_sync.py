@@ -10,12 +10,16 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from pipeline.tracking.sync import checkout, sync
+from pipeline.paths import ADAPTED
+from pipeline.tracking.sync import checkout, register, sync
 from ssda.params import Params, load_params
 from tests.conftest import ROOT
 
-# MLflow's own use of SQLAlchemy.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+# MLflow's own use of SQLAlchemy, and its own classes.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),
+]
 
 STAGE = """
 import json, sys
@@ -136,7 +140,7 @@ def test_experiments_and_the_commit_get_the_runs_they_lack(
         assert run.data.tags["dvc.reused.adapt"] == "true"
         assert run.data.tags["dvc.md5.adapt.safetensors"] == md5(f"adapt {radius}")
         files = {file.path for file in client().list_artifacts(run.info.run_id)}
-        assert files == {"pretrain.csv", "adapt.csv"}
+        assert files == {"pretrain.csv", "adapt.csv", "params.yaml"}
     assert "`adapt.trucrf.radius=3`" in experiment.data.tags["mlflow.note.content"]
     assert "not committed" not in experiment.data.tags["mlflow.note.content"]
 
@@ -222,6 +226,31 @@ def test_checkout_gets_params_and_networks_from_anywhere(params: Params, tmp_pat
         assert found.adapt.trucrf.radius == 3 and found.pretrain == params.pretrain
         assert found.runtime == params.runtime
         Path(folder, "adapt.safetensors").write_text("one may write here")
+
+
+def test_a_run_is_registered_after_the_fact(params: Params) -> None:
+    """Without DVC's experiment: the network comes from DVC's cache, and is logged once."""
+    run = runs()["blue-cat"]
+    md5 = run.data.tags["dvc.md5.adapt.safetensors"]
+    with pytest.raises(
+        ValueError, match=r"^run blue-cat: has left no models/adapted\.safetensors$"
+    ):
+        register(params, "blue-cat", "street")
+    client().set_tag(run.info.run_id, f"dvc.md5.{ADAPTED}", md5)
+    for number in (1, 2):
+        (line,) = register(params, "blue-cat", "street")
+        assert f"street: version {number}; " in line and '"models:/street@adapted"' in line
+    outputs = runs()["blue-cat"].outputs
+    assert outputs
+    (model,) = outputs.model_outputs
+    version = client().get_model_version_by_alias("street", "adapted")
+    location = client().get_logged_model(model.model_id).artifact_location
+    assert (version.version, version.source) == (2, location)
+    file = Path(location.removeprefix("file://"), "data/adapted.safetensors")
+    assert file.read_text() == "adapt 3"
+    with pytest.raises(ValueError, match=r"^name: register = 'a/b': ") as caught:
+        register(params, "blue-cat", "a/b")
+    assert "\n" not in str(caught.value)
 
 
 def test_checkout_wants_one_run(params: Params) -> None:
