@@ -14,7 +14,8 @@ import torch
 from ruamel.yaml import YAML
 
 from demo.scenes import write_cityscapes, write_gta
-from pipeline import adapt, convert, evaluate, inventory, pretrain
+from pipeline import adapt, command, convert, evaluate, inventory, pretrain
+from pipeline.training import loop
 from ssda.engine.checkpoints import load_network, save_network
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
@@ -235,17 +236,29 @@ def test_without_pretraining_there_is_no_source_only_score(workspace: Path) -> N
 def test_a_stage_says_what_runs_where_and_what_came_of_it(
     workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = {"adapt.iterations": 13, "adapt.validate_every": 0, "runtime.log_every": 13}
+    """Also while it runs: its progress, and the curves so far."""
+    overrides = {"adapt.iterations": 14, "adapt.validate_every": 0, "runtime.log_every": 4}
     params = write_params(workspace, overrides)
-    capsys.readouterr()
-    adapt.adapt(params)
-    start, time_left, pace, end, following = capsys.readouterr().out.splitlines()
+    curves: dict[str, list[str]] = {}
+
+    def say(text: str) -> None:
+        curves[text] = Path("metrics/adapt/losses.csv").read_text().split()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "say", say)
+        patched.setattr(loop, "BETWEEN_LINES", 0.0)
+        adapt.adapt(params)
+    start, *middle, pace, end, following = curves
     assert start.startswith(
-        "adapt: 13 steps of 2 source and 2 target images, out of 4 and 4; "
+        "adapt: 14 steps of 2 source and 2 target images, out of 4 and 4; "
         "tf_efficientnet_lite0 with head daformer ("
     )
     assert start.endswith(" M parameters) on 1 thread of the CPU, TruCRF by its plain form")
-    assert re.fullmatch(r"adapt: \S+ s a step, about 00:\d\d left", time_left)
+    for step, line in zip((11, 12, 13), middle, strict=True):
+        pattern = rf"adapt: step {step} of 14, \S+ s a step, about 00:\d\d left"
+        assert re.fullmatch(pattern, line)
+        logged = [int(row.partition(",")[0]) for row in curves[line][1:]]
+        assert logged == [1, 5, 9, 13][: 4 if step == 13 else 3]
     assert re.fullmatch(
         r"adapt: \S+ s a step, \S+ images a second, \S+ % of it waiting for data, "
         r"validation took 0 % of the time, at most \S+ GiB of memory",
@@ -254,6 +267,7 @@ def test_a_stage_says_what_runs_where_and_what_came_of_it(
     score = json.loads((workspace / "metrics/adapt.json").read_text())["adapt"]["validation_miou"]
     assert f"adapt: validation mIoU {score:.1f}," in end and "models/adapted.safetensors" in end
     assert following == "next: python -m pipeline.evaluate"
+    capsys.readouterr()
     monkeypatch.setenv("DVC_STAGE", "evaluate")  # DVC goes on by itself
     convert.main(params)
     start, end = capsys.readouterr().out.splitlines()
