@@ -18,6 +18,9 @@ from ssda.sections import parse_json
 if TYPE_CHECKING:
     import numpy as np
 
+CELL = 2.2
+"""Inches a column: the picture is read small, in a page."""
+
 
 def showcase(params: Params, out: Path, count: int) -> None:
     """Draw so many rows from the networks, sets and scores of the last run.
@@ -71,7 +74,7 @@ def showcase(params: Params, out: Path, count: int) -> None:
         f"adapted: {after:.1f} mIoU",
         "truth",
     ]
-    save(grid(titles, rows, report.space), out)
+    save(grid(titles, rows, report.space, cell=CELL), out)
 
 
 def as_wide(image: np.ndarray, other: np.ndarray) -> np.ndarray:

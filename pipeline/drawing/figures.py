@@ -118,6 +118,7 @@ def grid(
     rows: Sequence[Sequence[np.ndarray]],
     space: LabelSpace,
     title: str | None = None,
+    cell: float = 3.0,
 ) -> Figure:
     """Rows of images with a title a column and a legend of the classes that they show.
 
@@ -126,6 +127,7 @@ def grid(
         rows: images (H, W, 3) uint8 RGB, train ids (H, W) uint8, or a map (H, W) float in [0, 1].
         space: names and colours; ids that are no class are black.
         title: of the whole.
+        cell: width of a column in inches; a narrow one makes text large beside the images.
     """
     labels = [image for images in rows for image in images if image.dtype == np.uint8]
     shown = {int(i) for image in labels if image.ndim == 2 for i in np.unique(image)}
@@ -136,7 +138,6 @@ def grid(
         if i in shown
     ]
     height, width = rows[0][0].shape[:2]
-    cell = 3.0
     across = cell * len(columns)
     longest = max(len(str(patch.get_label())) for patch in patches)
     entries = max(1, int(across / (0.08 * longest + 0.5)))

@@ -1,10 +1,12 @@
 """The picture that shows what adaptation does: what its rows hold, and what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from benchmarks.made_up import convert_game, write_game
 from pipeline.drawing import figures
@@ -40,9 +42,11 @@ def test_a_row_is_source_target_before_after_and_truth(monkeypatch: pytest.Monke
     drawn: list[tuple[list[str], list[list[np.ndarray]]]] = []
     grid = figures.grid
 
-    def watched(titles: list[str], rows: list[list[np.ndarray]], *rest: object) -> object:
+    def watched(
+        titles: list[str], rows: list[list[np.ndarray]], *rest: object, cell: float
+    ) -> object:
         drawn.append((titles, rows))
-        return grid(titles, rows, *rest)  # pyright: ignore[reportArgumentType]
+        return grid(titles, rows, *rest, cell=cell)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(figures, "grid", watched)
     showcase(PARAMS, Path("out/picture.png"), 2)
@@ -61,7 +65,7 @@ def test_a_row_is_source_target_before_after_and_truth(monkeypatch: pytest.Monke
         expected = predict_labels(load_network(path)[0], seen, torch.Size(truth.shape))
         assert (says == expected.numpy()).all()
     assert (before != after).any()
-    assert read_image(Path("out/picture.png")).shape[1] == 5 * 330
+    assert read_image(Path("out/picture.png")).shape[1] == 5 * 242
 
 
 def test_what_is_not_there_is_said_before_any_work() -> None:
