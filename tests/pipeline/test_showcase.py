@@ -42,11 +42,9 @@ def test_a_row_is_source_target_before_after_and_truth(monkeypatch: pytest.Monke
     drawn: list[tuple[list[str], list[list[np.ndarray]]]] = []
     grid = figures.grid
 
-    def watched(
-        titles: list[str], rows: list[list[np.ndarray]], *rest: object, cell: float
-    ) -> object:
+    def watched(titles: list[str], rows: list[list[np.ndarray]], *rest: Any, cell: float) -> Figure:
         drawn.append((titles, rows))
-        return grid(titles, rows, *rest, cell=cell)  # pyright: ignore[reportArgumentType]
+        return grid(titles, rows, *rest, cell=cell)
 
     monkeypatch.setattr(figures, "grid", watched)
     showcase(PARAMS, Path("out/picture.png"), 2)
