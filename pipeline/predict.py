@@ -215,8 +215,8 @@ def main() -> None:
     add("--windows", nargs=2, type=int, metavar=("EXTENT", "STEP"), help=text)
     text = "images of one size, or windows, a forward pass (default: 1)"
     add("--batch", type=int, default=1, help=text)
-    text = "the network sees images at this times their size (default: 1)"
-    add("--scale", type=float, default=1.0, help=text)
+    text = "the network sees images at this times their size (default: as large as in training)"
+    add("--scale", type=float, help=text)
     add("--flip", action="store_true", help="average with the mirrored image")
     add("--passes", type=int, default=4, help="of the uncertainty (default: 4)")
     add("--frames", action="store_true", help="the frames of videos as pictures, too")
