@@ -57,6 +57,7 @@ SOURCE_AUGMENTATION: Changes = {
 MIRRORED: Changes = {"adapt.uncertainty.mirrored": True}
 ANCHOR_START: Changes = {"adapt.uncertainty.anchor": "start"}
 TWICE_THE_RATE: Changes = {"adapt.optimiser.learning_rate": 2.4e-3}
+A_THIRD_OF_THE_RATE: Changes = {"adapt.optimiser.learning_rate": 4e-4}
 STATISTICS = {
     "": "confidence",
     "_predictive_entropy": "predictive_entropy",
@@ -175,6 +176,11 @@ VARIANTS: dict[str, Variant] = {
             "mirrored": ("full, mirrored teacher", MIRRORED),
             "masked": ("full and masked images (MIC)", {"adapt.losses.masked": 1.0}),
             "paper_ratios": ("full, the paper's ratios", PAPER_RATIOS),
+            "rate_4": ("full, learning rate 0.0004", A_THIRD_OF_THE_RATE),
+            "mixing_rate_4": (
+                "class mixing, learning rate 0.0004",
+                CLASS_MIXING | A_THIRD_OF_THE_RATE,
+            ),
             "anchor_start": ("full, corrected towards the shares at the start", ANCHOR_START),
             "without_trucrf": ("full without TruCRF", {"adapt.losses.trucrf": 0.0}),
         }.items()
