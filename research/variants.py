@@ -20,7 +20,7 @@ class Variant:
 
     Attributes:
         says: what it is, for the table.
-        changes: of params.yaml. Those of `model` and `pretrain` hold for pretraining too; all
+        changes: of params.yaml. Those of the sections `EARLY` hold for pretraining too; all
             others for what comes after it alone, so that most variants share one pretrained net.
         training: after pretraining: nothing; new statistics of batch normalisation ("AdaBN");
             adaptation; or as many steps on *labelled* target images. Or, instead of both, from
@@ -49,7 +49,15 @@ CLASS_MIXING: Changes = NO_TARGET_LOSS | {
     "adapt.losses.feature_distance": 0.0,
     "sampling.rare_class_temperature": None,
 }
+SOURCE_AUGMENTATION: Changes = {
+    "source_augmentation.jitter_strength": 0.4,
+    "source_augmentation.jitter_probability": 0.8,
+    "source_augmentation.blur_probability": 0.5,
+}
+MIRRORED: Changes = {"adapt.uncertainty.mirrored": True}
+ANCHOR_START: Changes = {"adapt.uncertainty.anchor": "start"}
 TWICE_THE_RATE: Changes = {"adapt.optimiser.learning_rate": 2.4e-3}
+A_THIRD_OF_THE_RATE: Changes = {"adapt.optimiser.learning_rate": 4e-4}
 STATISTICS = {
     "": "confidence",
     "_predictive_entropy": "predictive_entropy",
@@ -143,6 +151,43 @@ VARIANTS: dict[str, Variant] = {
         "class mixing, weight q, learning rate 0.0024", CLASS_MIXING | TWICE_THE_RATE
     ),
     # Beyond the paper.
+    "anchor_start": Variant("full, corrected towards the shares at the start", ANCHOR_START),
+    "anchor_start_1": Variant(
+        "full, the same, correction 1",
+        ANCHOR_START | {"adapt.uncertainty.correction": 1.0},
+    ),
+    "mirrored": Variant("full, mirrored teacher", MIRRORED),
+    "mixing_mirrored": Variant(
+        "class mixing, mirrored teacher",
+        CLASS_MIXING | MIRRORED,
+    ),
+    "augmented_reestimated": Variant(
+        "new statistics, augmented source images",
+        SOURCE_AUGMENTATION,
+        training="statistics",
+    ),
+    **{
+        f"augmented_{name}" if name else "augmented": Variant(
+            f"{says}, augmented source images", SOURCE_AUGMENTATION | changes
+        )
+        for name, (says, changes) in {
+            "": ("full", {}),
+            "mixing": ("class mixing", CLASS_MIXING),
+            "mirrored": ("full, mirrored teacher", MIRRORED),
+            "masked": ("full and masked images (MIC)", {"adapt.losses.masked": 1.0}),
+            "paper_ratios": ("full, the paper's ratios", PAPER_RATIOS),
+            "rate_4": ("full, learning rate 0.0004", A_THIRD_OF_THE_RATE),
+            "mixing_rate_4": (
+                "class mixing, learning rate 0.0004",
+                CLASS_MIXING | A_THIRD_OF_THE_RATE,
+            ),
+            "anchor_start": ("full, corrected towards the shares at the start", ANCHOR_START),
+            "without_trucrf": ("full without TruCRF", {"adapt.losses.trucrf": 0.0}),
+        }.items()
+    },
+    "augmented_source_only": Variant(
+        "source only, augmented source images", SOURCE_AUGMENTATION, training="none"
+    ),
     "masked": Variant("full and masked images (MIC)", {"adapt.losses.masked": 1.0}),
     "weighting_seeds": Variant(
         "full, mixed images count on seeds alone", {"adapt.uncertainty.weighting": "seeds"}
@@ -173,7 +218,7 @@ VARIANTS: dict[str, Variant] = {
             "adapt.uncertainty.statistic": "mutual_information",
             "adapt.losses.target": 0.01,
             "adapt.losses.trucrf": 0.1,
-            "adapt.augmentation.jitter_target": False,
+            "adapt.jitter_target": False,
         },
     ),
     "labels_instead": Variant(
