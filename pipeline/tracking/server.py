@@ -173,7 +173,7 @@ class ServerRun:
         """Log a network's file as a model that MLflow can load."""
         from mlflow.entities import LoggedModelOutput
 
-        from pipeline.tracking.model import save_model
+        from pipeline.tracking.pyfunc import save_model
 
         made = self.client.create_logged_model(self.run.info.experiment_id, "adapted", self.id)
         with TemporaryDirectory() as folder:
