@@ -22,7 +22,8 @@ ui: setup                        ## MLflow's pages of the runs; PORT=5001 where 
 	python -m pipeline.ui --port $(or $(PORT),5000)
 
 table: setup                     ## experiments: scores and what they changed, the best first; then the classes here
-	@dvc exp show --no-pager --only-changed --drop '.*(/|student|demo|Created).*' \
+	@dvc exp show --no-pager --only-changed \
+		--keep '(mIoU|source_only|gain|label_free_score)' --drop '.*(/|student|reestimated|accuracy|demo|Created).*' \
 		--sort-by metrics/headline.json:mIoU --sort-order desc
 	@test ! -e metrics/iou.csv || column -s , -t metrics/iou.csv
 
