@@ -112,7 +112,13 @@ def made_up_batches(params: Params, first: int = 0) -> Iterator[tuple[SourceBatc
 def made_up_task(params: Params, device: torch.device) -> Task:
     """A task whose classes are the more frequent in the source the later they come."""
     frequencies = torch.arange(1, CITYSCAPES.num_classes + 1, device=device)
-    return Task(params.adapt, frequencies, CITYSCAPES.things, params.random_state)
+    return Task(
+        params.adapt,
+        frequencies,
+        CITYSCAPES.things,
+        params.random_state,
+        params.source_augmentation,
+    )
 
 
 def whole_step(setting: Setting) -> Callable[[], Report]:

@@ -192,7 +192,7 @@ def job(
 ) -> Job:
     """The run of a variant in a setting."""
     variant = VARIANTS[name]
-    early = {k: v for k, v in variant.changes.items() if k.split(".")[0] in ("model", "pretrain")}
+    early = {k: v for k, v in variant.changes.items() if k.split(".")[0] in EARLY}
     runtime = {"runtime.workers": workers}
     pretraining = parameters(early | runtime, target, random_state)
     changes = dict(SETTINGS[setting]) | dict(variant.changes) | runtime
@@ -213,7 +213,9 @@ def run_key(variant: Variant, pretraining: Params, params: Params, digest: str) 
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-PRETRAINING = ("random_state", "images", "sampling", "model", "pretrain")
+EARLY = ("source_augmentation", "model", "pretrain")
+"""Sections of which a variant's changes hold for pretraining too."""
+PRETRAINING = ("random_state", "images", "sampling", "source_augmentation", "model", "pretrain")
 
 
 def _facts(params: Params, sections: Iterable[str]) -> list[str]:

@@ -492,10 +492,10 @@ def _terms(
         values = {f"losses.{name}": weight for name, weight in ({"target": 1.0} | weights).items()}
         others = {f"uncertainty.{name}": value for name, value in changes.items()}
         settings = changed(params.adapt, values | others)
-        return Task(settings, frequencies, things, params.random_state)
+        return Task(settings, frequencies, things, params.random_state, params.source_augmentation)
 
     def on_source(name: str) -> Callable[[], object]:
-        terms, _ = source_losses(networks, source, task({name: 1.0}))
+        terms, _ = source_losses(networks, source.images, source.labels, task({name: 1.0}))
         return alone(source.images, "source dropout", terms[name].of)
 
     def on_target(
@@ -504,7 +504,7 @@ def _terms(
         chosen = task({"seed": 1.0}, **changes)
         guidance = guide(networks.teacher, networks.predicted, target, chosen, step)
         images, augmentation = target.images, params.adapt.augmentation
-        if augmentation.jitter_target:
+        if params.adapt.jitter_target:
             images = jitter(images, augmentation, step_draws(chosen, "target jitter", step, count))
         return alone(images, "target dropout", partial(loss, guidance=guidance), passes)
 

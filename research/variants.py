@@ -20,7 +20,7 @@ class Variant:
 
     Attributes:
         says: what it is, for the table.
-        changes: of params.yaml. Those of `model` and `pretrain` hold for pretraining too; all
+        changes: of params.yaml. Those of the sections `EARLY` hold for pretraining too; all
             others for what comes after it alone, so that most variants share one pretrained net.
         training: after pretraining: nothing; new statistics of batch normalisation ("AdaBN");
             adaptation; or as many steps on *labelled* target images. Or, instead of both, from
@@ -48,6 +48,11 @@ NO_TARGET_LOSS: Changes = PAPER_RATIOS | {"adapt.losses.target": 0.0}  # so no s
 CLASS_MIXING: Changes = NO_TARGET_LOSS | {
     "adapt.losses.feature_distance": 0.0,
     "sampling.rare_class_temperature": None,
+}
+SOURCE_AUGMENTATION: Changes = {
+    "source_augmentation.jitter_strength": 0.4,
+    "source_augmentation.jitter_probability": 0.8,
+    "source_augmentation.blur_probability": 0.5,
 }
 TWICE_THE_RATE: Changes = {"adapt.optimiser.learning_rate": 2.4e-3}
 STATISTICS = {
@@ -143,6 +148,27 @@ VARIANTS: dict[str, Variant] = {
         "class mixing, weight q, learning rate 0.0024", CLASS_MIXING | TWICE_THE_RATE
     ),
     # Beyond the paper.
+    "anchor_start": Variant(
+        "full, corrected towards the shares at the start", {"adapt.uncertainty.anchor": "start"}
+    ),
+    "anchor_start_1": Variant(
+        "full, the same, correction 1",
+        {"adapt.uncertainty.anchor": "start", "adapt.uncertainty.correction": 1.0},
+    ),
+    "mirrored": Variant("full, mirrored teacher", {"adapt.uncertainty.mirrored": True}),
+    "mixing_mirrored": Variant(
+        "class mixing, mirrored teacher",
+        CLASS_MIXING | {"adapt.uncertainty.mirrored": True},
+    ),
+    "augmented_reestimated": Variant(
+        "new statistics, augmented source images",
+        SOURCE_AUGMENTATION,
+        training="statistics",
+    ),
+    "augmented_mixing": Variant(
+        "class mixing, augmented source images", CLASS_MIXING | SOURCE_AUGMENTATION
+    ),
+    "augmented": Variant("full, augmented source images", SOURCE_AUGMENTATION),
     "masked": Variant("full and masked images (MIC)", {"adapt.losses.masked": 1.0}),
     "weighting_seeds": Variant(
         "full, mixed images count on seeds alone", {"adapt.uncertainty.weighting": "seeds"}
@@ -173,7 +199,7 @@ VARIANTS: dict[str, Variant] = {
             "adapt.uncertainty.statistic": "mutual_information",
             "adapt.losses.target": 0.01,
             "adapt.losses.trucrf": 0.1,
-            "adapt.augmentation.jitter_target": False,
+            "adapt.jitter_target": False,
         },
     ),
     "labels_instead": Variant(

@@ -185,6 +185,9 @@ class Uncertainty(Section):
     correction: Exponent
     """Exponent g of r_c (w_c / p_c)^g, the ratios corrected by the running share p_c of each class
     among the pseudo labels; 0: not corrected, as in the paper."""
+    anchor: Literal["source", "start"]
+    """Shares of classes that the correction holds on to: w_c of the source; or those predicted on
+    the target by the network that adaptation starts from."""
     confidence_threshold: Share
     """Pseudo labels with at least this confidence count as certain."""
     weighting: Literal["share", "pixel", "seeds"]
@@ -192,6 +195,9 @@ class Uncertainty(Section):
     (pixel); or as share, but in mixed images all on the seeds, the mean still q (seeds)."""
     members: Literal["dropout", "resolutions", "both"]
     """What the ensemble is made of: dropout passes; fused, context and detail logits; or both."""
+    mirrored: bool
+    """The teacher looks at the mirror image of a target image as well: its logits are the mean of
+    both, its ensemble the members of both."""
     max_uncertainty: Weight | None
     """Seeds must not be more uncertain; null: no ceiling."""
     min_pixels: Pixels
@@ -247,7 +253,7 @@ class Masking(Section):
 
 
 class Augmentation(Section):
-    """Colour jitter and blur of mixed images, and of target images where said so."""
+    """Colour jitter and blur."""
 
     jitter_strength: Annotated[float, Field(ge=0, le=0.5)]
     """Range of brightness, contrast, saturation and hue."""
@@ -257,8 +263,6 @@ class Augmentation(Section):
     """Share of images that are blurred."""
     blur_sigma: tuple[BlurSigma, BlurSigma]
     """Smallest and largest sigma, in pixels."""
-    jitter_target: bool
-    """Jitter the student's target images as well."""
 
     @field_validator("blur_sigma")
     @classmethod
@@ -290,6 +294,9 @@ class Adapt(Section):
     feature_distance: FeatureDistance
     masking: Masking
     augmentation: Augmentation
+    """Colour jitter and blur of mixed and of masked images."""
+    jitter_target: bool
+    """Jitter the student's target images as well."""
 
 
 class Windows(Section):
@@ -367,6 +374,8 @@ class Params(Section):
     target: Target
     images: Images
     sampling: Sampling
+    source_augmentation: Augmentation
+    """Colour jitter and blur of source images, in pretraining and in adaptation."""
     model: Model
     compute: Compute
     pretrain: Pretrain
@@ -419,12 +428,17 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _blur_fits(self) -> Params:
-        crop, sigmas = self.images.crop, self.adapt.augmentation.blur_sigma
-        if math.ceil(3 * sigmas[1]) >= min(crop):
-            raise ValueError(
-                f"adapt.augmentation.blur_sigma = {list(sigmas)}: must be at most "
-                f"{(min(crop) - 1) // 3} with images.crop = {list(crop)}"
-            )
+        crop = self.images.crop
+        for key, augmentation in (
+            ("source_augmentation", self.source_augmentation),
+            ("adapt.augmentation", self.adapt.augmentation),
+        ):
+            sigmas = augmentation.blur_sigma
+            if math.ceil(3 * sigmas[1]) >= min(crop):
+                raise ValueError(
+                    f"{key}.blur_sigma = {list(sigmas)}: must be at most "
+                    f"{(min(crop) - 1) // 3} with images.crop = {list(crop)}"
+                )
         return self
 
     @model_validator(mode="after")

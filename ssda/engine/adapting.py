@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.datasets.index import Index, class_frequencies
@@ -14,20 +15,28 @@ from ssda.datasets.loading import (
     SourceSamples,
     TargetSamples,
     batch_files,
+    counted_pixels,
+    evaluation_batches,
     source_batches,
     target_batches,
 )
+from ssda.engine.evaluation import evaluating, evenly_chosen
 from ssda.engine.statistics import use_target_statistics
 from ssda.engine.training import Progress, StepRecord, create_optimiser, train
 from ssda.labels import LabelSpace
 from ssda.method.adaptation import Networks, follow_student, joint_step, look
-from ssda.method.guidance import Task
+from ssda.method.guidance import Task, shrink_mask
 from ssda.method.learning import Report
-from ssda.method.subdomains import PredictedShares
+from ssda.method.subdomains import PredictedShares, label_counts
 from ssda.method.teacher import create_teacher, frozen
 from ssda.networks.encoders import Encoder, load_imagenet_weights
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
+from ssda.processes import summed
+from ssda.tensors import on_device
+
+SHARES_IMAGES = 500
+"""How many target images the shares at the start are counted on, at most."""
 
 
 def start_networks(student: Segmenter, target: Index, params: Params) -> Networks:
@@ -42,12 +51,35 @@ def start_networks(student: Segmenter, target: Index, params: Params) -> Network
         imagenet.precision = student.encoder.precision
         imagenet = frozen(imagenet).to(student.device)
     predicted = PredictedShares(student.num_classes).to(student.device)
+    if params.adapt.uncertainty.anchor == "start":
+        predicted.start.copy_(predicted_shares(student, target, params))
     teacher = create_teacher(student)
     if params.compute.compile:
         for network in (teacher, imagenet):
             if network is not None:
                 network.compile()
     return Networks(student.train(), teacher, imagenet, predicted)
+
+
+@torch.inference_mode()
+def predicted_shares(network: Segmenter, target: Index, params: Params) -> Tensor:
+    """Share (C,) float64 of each class among the network's labels of plain target images.
+
+    Counted on the logits' grid, without the rims that adapt.margins take away.
+    """
+    counts = torch.zeros(network.num_classes, dtype=torch.int64, device=network.device)
+    samples = evenly_chosen(target, SHARES_IMAGES, params)
+    with evaluating(network):
+        for batch in evaluation_batches(
+            samples, lambda _: params.runtime.evaluation_batch_size, params.runtime.workers
+        ):
+            logits = network(batch.images.to(network.device, non_blocking=True).float() / 255.0)
+            rims = counted_pixels(tuple(batch.images.shape[-2:]), params.adapt.margins)
+            counted = shrink_mask(on_device(rims, network.device).unsqueeze(0), logits.shape[-2:])
+            labels = logits.argmax(1)
+            counts += label_counts(labels[counted.expand_as(labels)])[: network.num_classes]
+    counts = summed(counts.double())
+    return counts / counts.sum()
 
 
 def adapt_steps(
@@ -77,7 +109,9 @@ def adapt_steps(
     device = networks.student.device
     progress = progress or Progress(create_optimiser(networks.student, settings.optimiser), 0)
     frequencies = torch.from_numpy(class_frequencies(sources)).to(device)
-    task = Task(settings, frequencies, space.things, params.random_state)
+    task = Task(
+        settings, frequencies, space.things, params.random_state, params.source_augmentation
+    )
     steps = range(progress.steps, settings.iterations)
     labelled = SourceSamples(sources, params.images, params.sampling, params.random_state, "adapt")
     unlabelled = TargetSamples(target, params.images, settings.margins, params.random_state)

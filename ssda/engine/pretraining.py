@@ -13,6 +13,7 @@ from ssda.datasets.loading import SourceSamples, batch_files, source_batches
 from ssda.engine.training import Progress, StepRecord, create_optimiser, train
 from ssda.method.learning import Loss, Report, learn
 from ssda.method.losses import labelling_loss
+from ssda.method.mixing import augment
 from ssda.networks.encoders import load_imagenet_weights
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
@@ -58,7 +59,9 @@ def pretrain_steps(
         dropout = generators(params.random_state, "pretrain dropout", step, len(batch.images))
         source = batch.to(device)
         terms = {"source": Loss(1.0, partial(labelling_loss, labels=source.labels))}
-        return Report(learn(network, source.images, dropout, terms, fills_statistics=True))
+        draws = generators(params.random_state, "pretrain augmentation", step, len(source.images))
+        images = augment(source.images, params.source_augmentation, draws)
+        return Report(learn(network, images, dropout, terms, fills_statistics=True))
 
     network.train()
     yield from train(

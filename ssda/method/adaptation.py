@@ -37,7 +37,7 @@ from ssda.method.guidance import (
 )
 from ssda.method.learning import Loss, Report, learn
 from ssda.method.losses import feature_distance, labelling_loss, thing_cells, uncertainty_loss
-from ssda.method.mixing import blur, jitter, mask_blocks, mix, paste_mask
+from ssda.method.mixing import augment, jitter, mask_blocks, mix, paste_mask
 from ssda.method.subdomains import PredictedShares
 from ssda.method.teacher import moving_average
 from ssda.method.trucrf import truncated_crf_loss
@@ -89,13 +89,14 @@ def joint_step(
     weights, augmentation = settings.losses, settings.augmentation
     draws = partial(step_draws, task, step=step, count=len(source.images))
 
-    terms, scalars = source_losses(networks, source, task)
-    losses = learn(student, source.images, draws("source dropout"), terms)
+    images = augment(source.images, task.source_augmentation, draws("source augmentation"))
+    terms, scalars = source_losses(networks, images, source.labels, task)
+    losses = learn(student, images, draws("source dropout"), terms)
 
     guidance = guide(networks.teacher, networks.predicted, target, task, step)
 
     images = target.images
-    if augmentation.jitter_target:
+    if settings.jitter_target:
         images = jitter(images, augmentation, draws("target jitter"))
     crf = partial(crf_loss, images=target.images, guidance=guidance, settings=settings.trucrf)
     w_t = weights.target
@@ -141,17 +142,24 @@ def follow_student(networks: Networks, momentum: float) -> Callable[[int, Report
 
 
 def source_losses(
-    networks: Networks, batch: SourceBatch, task: Task
+    networks: Networks, images: Tensor, labels: Tensor, task: Task
 ) -> tuple[dict[str, Loss], dict[str, Tensor]]:
-    """L_source and w_fd L_fd; and the share of cells in which the features are compared."""
-    terms = {"source": Loss(1.0, partial(labelling_loss, labels=batch.labels))}
+    """L_source and w_fd L_fd; and the share of cells in which the features are compared.
+
+    Args:
+        networks: whose frozen encoder is asked.
+        images: (N, 3, H, W), what the student sees of the source.
+        labels: (N, H, W).
+        task: what stays the same.
+    """
+    terms = {"source": Loss(1.0, partial(labelling_loss, labels=labels))}
     encoder, settings = networks.imagenet, task.settings.feature_distance
     if encoder is None:
         return terms, {}
     stage = encoder.stage(settings.stride)
     with torch.no_grad():
-        reference = encoder(networks.student.context(batch.images))[stage]
-        cells = thing_cells(batch.labels, task.things, reference.shape[-2:], settings.min_share)
+        reference = encoder(networks.student.context(images))[stage]
+        cells = thing_cells(labels, task.things, reference.shape[-2:], settings.min_share)
     weight = task.settings.losses.feature_distance
     terms["feature_distance"] = Loss(
         weight, lambda seen: feature_distance(seen.features[stage], reference, cells)
@@ -191,8 +199,7 @@ def mixed(
     """Mixed images (N, 3, H, W), labels, weights (N, H, W): mix, jitter, blur, drawn by image."""
     mask = paste_mask(source.labels, draws)
     images = mix(mask, source.images, target.images)
-    images = jitter(images, augmentation, draws)
-    images = blur(images, augmentation, draws)
+    images = augment(images, augmentation, draws)
     labels = mix(mask, source.labels, guidance.pseudo.labels)
     weights = mix(mask, torch.ones_like(guidance.mix_weights), guidance.mix_weights)
     return images, labels, weights
@@ -206,8 +213,7 @@ def masked(
     draws: list[np.random.Generator],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Masked target images (MIC), the teacher's labels and weights: jitter, blur, mask."""
-    images = jitter(target.images, settings.augmentation, draws)
-    images = blur(images, settings.augmentation, draws)
+    images = augment(target.images, settings.augmentation, draws)
     images = mask_blocks(images, fill, settings.masking, draws)
     return images, guidance.pseudo.labels, guidance.pseudo.weights
 

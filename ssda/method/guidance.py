@@ -23,7 +23,7 @@ from ssda.method.teacher import PseudoLabels, pseudo_labels
 from ssda.method.uncertainty import STATISTICS, entropy
 from ssda.networks.heads import enlarge
 from ssda.networks.segmenter import Prediction, Segmenter
-from ssda.params import Adapt
+from ssda.params import Adapt, Augmentation
 from ssda.processes import divided, gathered, own, summed
 from ssda.randomness import generators
 
@@ -40,12 +40,14 @@ class Task:
         class_frequencies: (C,), of the source's pixels.
         things: train ids of the countable classes.
         random_state: seeds every draw.
+        source_augmentation: colour jitter and blur of source images.
     """
 
     settings: Adapt
     class_frequencies: Tensor
     things: tuple[int, ...]
     random_state: int
+    source_augmentation: Augmentation
 
     @cached_property  # once: its checks wait for the device
     def ratios(self) -> Tensor:
@@ -84,11 +86,7 @@ def guide(
 ) -> Guidance:
     """Pseudo labels, and by K stochastic head passes on one trunk, uncertainty and seeds."""
     settings = task.settings.uncertainty
-    masks = None
-    if needs_seeds(task) and settings.members != "resolutions":
-        draws = step_draws(task, "teacher", step, len(target.images))
-        masks = teacher.draw_masks(settings.passes, draws)
-    prediction = teacher.predict(target.images, masks)
+    prediction = ask(teacher, target.images, task, step)
     logits = prediction.logits
     pseudo = pseudo_labels(
         enlarge(logits, target.counted.shape[-2:]).softmax(dim=1),
@@ -109,9 +107,8 @@ def guide(
         if settings.correction > 0:
             momentum = task.settings.teacher_momentum
             predicted_shares = predicted.after(all_labels, step=step, momentum=momentum)
-            ratios = corrected_ratios(
-                ratios, task.class_frequencies, predicted_shares, power=settings.correction
-            )
+            anchor = task.class_frequencies if settings.anchor == "source" else predicted.start
+            ratios = corrected_ratios(ratios, anchor, predicted_shares, power=settings.correction)
         seeds = own(
             select_seeds(
                 all_labels,
@@ -135,6 +132,40 @@ def guide(
         counts,
         entropy(probabilities, 1).mean(),
         predicted_shares,
+    )
+
+
+def ask(teacher: Segmenter, images: Tensor, task: Task, step: int) -> Prediction:
+    """What the teacher says of images (N, 3, H, W), with stochastic passes where seeds need them.
+
+    With `mirrored`, the mean of what it says of them and of their mirror images, and the passes of
+    both, each with masks of its own.
+    """
+    settings = task.settings.uncertainty
+
+    def see(images: Tensor, purpose: str) -> Prediction:
+        if not needs_seeds(task) or settings.members == "resolutions":
+            return teacher.predict(images)
+        draws = step_draws(task, purpose, step, len(images))
+        return teacher.predict(images, teacher.draw_masks(settings.passes, draws))
+
+    plain = see(images, "teacher")
+    if not settings.mirrored:
+        return plain
+    return of_both(plain, see(images.flip(-1), "mirrored teacher"))
+
+
+def of_both(plain: Prediction, mirrored: Prediction) -> Prediction:
+    """Mean logits of an image and of its mirror image, the members of both."""
+
+    def mean(values: Tensor | None, others: Tensor | None) -> Tensor | None:
+        return None if values is None or others is None else (values + others.flip(-1)) / 2
+
+    return Prediction(
+        (plain.logits + mirrored.logits.flip(-1)) / 2,
+        torch.cat([plain.members, mirrored.members.flip(-1)]),
+        mean(plain.context, mirrored.context),
+        mean(plain.detail, mirrored.detail),
     )
 
 

@@ -106,6 +106,13 @@ def blur(images: Tensor, settings: Augmentation, generators: list[np.random.Gene
     return planes.view(images.shape)
 
 
+def augment(
+    images: Tensor, settings: Augmentation, generators: list[np.random.Generator]
+) -> Tensor:
+    """Images (N, 3, H, W) in [0, 1], jittered, then blurred, each by its own draw."""
+    return blur(jitter(images, settings, generators), settings, generators)
+
+
 def mask_blocks(
     images: Tensor, fill: Tensor, settings: Masking, generators: list[np.random.Generator]
 ) -> Tensor:

@@ -42,21 +42,24 @@ def label_counts(labels: Tensor) -> Tensor:
 
 
 class PredictedShares(nn.Module):
-    """Running share p_c of each class among the teacher's pseudo labels.
+    """Share p_c of each class among the teacher's pseudo labels: the running one, and the first.
 
     A module because it is state of training: saved, restored and given to all processes as
     networks are.
 
     Attributes:
         shares: (C,) float64; all 0 before the first step.
+        start: (C,) float64, over the target before the first step; 0 where no ratio asks for it.
     """
 
     shares: Tensor
+    start: Tensor
 
     def __init__(self, num_classes: int) -> None:
         """Nothing predicted yet."""
         super().__init__()
         self.register_buffer("shares", torch.zeros(num_classes, dtype=torch.float64))
+        self.register_buffer("start", torch.zeros(num_classes, dtype=torch.float64))
 
     def after(self, labels: Tensor, *, step: int, momentum: float) -> Tensor:
         """The shares (C,) that one more batch makes; changes nothing.
@@ -76,29 +79,27 @@ class PredictedShares(nn.Module):
         self.shares.copy_(shares)
 
 
-def corrected_ratios(
-    ratios: Tensor, class_frequencies: Tensor, predicted: Tensor, *, power: float
-) -> Tensor:
-    """Keep ratios r_c (w_c / p_c)^g, at most 1; not in the paper.
+def corrected_ratios(ratios: Tensor, anchor: Tensor, predicted: Tensor, *, power: float) -> Tensor:
+    """Keep ratios r_c (a_c / p_c)^g, at most 1; not in the paper.
 
     With r_c alone a class that spreads over its neighbours gets the more seeds by it, and spreads
-    on. With g = 1 it has as many however often it is predicted, over time a share r_c w_c of all
+    on. With g = 1 it has as many however often it is predicted, over time a share r_c a_c of all
     pixels; with more than 1 it has fewer.
 
     Args:
         ratios: (C,) r_c, as `keep_ratios` gives them.
-        class_frequencies: (C,), not negative; w_c once normalised. A class that the source never
-            shows keeps its r_c.
+        anchor: (C,), not negative; a_c once normalised: the source's frequencies or the shares at
+            the start. A class of none there keeps its r_c.
         predicted: (C,) shares p_c of the pseudo labels.
         power: the exponent g, >= 0.
 
     Returns:
         (C,) float64 in (0, 1].
     """
-    frequencies = class_frequencies.double()
-    shares = frequencies / frequencies.sum()
+    anchor = anchor.double()
+    shares = anchor / anchor.sum()
     factor = (shares / predicted.clamp_min(SMALLEST_SHARE)) ** power
-    return torch.where(frequencies > 0, (ratios * factor).clamp_max(1.0), ratios)
+    return torch.where(anchor > 0, (ratios * factor).clamp_max(1.0), ratios)
 
 
 def select_seeds(

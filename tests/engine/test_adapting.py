@@ -3,6 +3,8 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -55,6 +57,25 @@ def test_predicted_shares_move_with_the_steps_that_count(
     assert found[0].sum() == pytest.approx(1.0)
     moved = [not torch.equal(*pair) for pair in itertools.pairwise(found)]
     assert moved == [True, False, True]
+
+
+def test_shares_at_the_start_are_those_of_the_labels_of_whole_target_images(folder: Path) -> None:
+    params = make_params(SMALL | {"adapt.uncertainty.anchor": "start", "adapt.margins.bottom": 8})
+    target = read_index(folder / "target")
+    networks = start_networks(imagenet_network(params, 19), target, params)
+    images = [cv2.imread(str(target.image_path(record))) for record in target.records]
+    counts = np.zeros(19)
+    for image in images:
+        pixels = torch.from_numpy(image[:, :, ::-1].copy()).permute(2, 0, 1)[None] / 255.0
+        with torch.no_grad():
+            labels = networks.teacher(pixels).argmax(1)[0]
+        rows = (image.shape[0] - params.adapt.margins.bottom) // networks.teacher.stride
+        first = -(-params.adapt.margins.top // networks.teacher.stride)
+        left = -(-params.adapt.margins.left // networks.teacher.stride)
+        right = (image.shape[1] - params.adapt.margins.right) // networks.teacher.stride
+        counts += np.bincount(labels[first:rows, left:right].flatten().numpy(), minlength=19)
+    assert networks.predicted.start.tolist() == pytest.approx((counts / counts.sum()).tolist())
+    assert networks.student.training and not networks.teacher.training
 
 
 def test_adaptation_ends_with_statistics_of_plain_target_images(folder: Path) -> None:

@@ -36,3 +36,13 @@ def test_crops_that_patches_do_not_fill_are_told_before_training() -> None:
     overrides = {"model.encoder": "vit_tiny_patch16_224", "images.crop": [64, 40]}
     with pytest.raises(ValueError, match=r"images\.crop = \[64, 40\]: sides must be multiples of"):
         imagenet_network(make_params(overrides), 3)
+
+
+def test_source_images_are_augmented_where_it_is_asked_for(folder: Path) -> None:
+    source = read_index(folder / "source")
+    losses: list[float] = []
+    for probability in (0.0, 1.0):
+        params = make_params(SMALL | {"source_augmentation.jitter_probability": probability})
+        record = next(pretrain_steps(imagenet_network(params, 19), [source], params))
+        losses.append(float(record.report.losses["source"]))
+    assert losses[0] != losses[1]

@@ -75,9 +75,9 @@ def batches() -> tuple[SourceBatch, TargetBatch]:
 
 def make_task(overrides: dict[str, Any] | None = None) -> Task:
     often_certain = {"adapt.uncertainty.confidence_threshold": 0.2}
-    settings = make_params(often_certain | (overrides or {})).adapt
+    params = make_params(often_certain | (overrides or {}))
     frequencies = torch.linspace(1, 20, CLASSES)
-    return Task(settings, frequencies, CITYSCAPES.things, 0)
+    return Task(params.adapt, frequencies, CITYSCAPES.things, 0, params.source_augmentation)
 
 
 def gradient(student: Segmenter) -> torch.Tensor:
@@ -205,7 +205,7 @@ def test_only_the_target_pass_moves_the_running_statistics(networks: Networks) -
     draws = generators(0, "target dropout", 0, 2)
     with torch.no_grad():
         stochastic_pass(expected, target.images, 2, draws)
-    plain = {"adapt.augmentation.jitter_target": False}
+    plain = {"adapt.jitter_target": False}
     joint_step(networks, source, target, make_task(plain), 0)
     for own, wanted in zip(
         batch_normalisations(student), batch_normalisations(expected), strict=True
@@ -247,6 +247,71 @@ def test_stochastic_depth_depends_on_the_step_alone() -> None:
     torch.set_rng_state(state)
     step_gradient(networks, OFF, step=0)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_source_images_are_augmented_for_their_own_loss_alone(networks: Networks) -> None:
+    always = {"source_augmentation.jitter_probability": 1.0}
+    found: list[dict[str, torch.Tensor]] = []
+    for overrides in ({}, always):
+        networks.student.zero_grad()
+        found.append(joint_step(networks, *batches(), make_task(overrides), 0).losses)
+    differ = {name for name, loss in found[0].items() if not torch.equal(loss, found[1][name])}
+    assert {"source"} <= differ <= {"source", "feature_distance"}
+
+
+def test_a_mirrored_teacher_says_the_same_of_image_and_mirror_image(networks: Networks) -> None:
+    _, target = batches()
+    mirror = dataclasses.replace(
+        target, images=target.images.flip(-1), counted=target.counted.flip(-1)
+    )
+    alike: dict[bool, float] = {}
+    for mirrored in (True, False):
+        task = make_task({"adapt.uncertainty.mirrored": mirrored})
+        plain, turned = (
+            guide(networks.teacher, networks.predicted, batch, task, 0)
+            for batch in (target, mirror)
+        )
+        same = plain.pseudo.labels == turned.pseudo.labels.flip(-1)
+        alike[mirrored] = float(same.float().mean())
+    assert alike[True] > 0.999 > 0.99 > alike[False]
+
+
+def test_passes_on_both_mirror_images_are_members(networks: Networks) -> None:
+    """Where one view's passes agree to doubt nothing, the views disagree all the same."""
+    _, target = batches()
+    still = {"adapt.uncertainty.statistic": "mutual_information"}
+    networks.teacher.dropout = 0.0  # so that passes differ by the view alone
+    uncertainty: list[torch.Tensor] = []
+    for mirrored in (False, True):
+        task = make_task(still | {"adapt.uncertainty.mirrored": mirrored})
+        found = guide(networks.teacher, networks.predicted, target, task, 0).uncertainty
+        assert found is not None
+        uncertainty.append(found)
+    assert float(uncertainty[0].max()) < 1e-4 < 1e-3 < float(uncertainty[1].mean())
+
+
+def test_seeds_hold_on_to_the_shares_at_the_start(networks: Networks) -> None:
+    """Where those are the shares of now, the ratios are the paper's, whatever the source shows."""
+    _, target = batches()
+    task = make_task({"adapt.uncertainty.anchor": "start", "adapt.uncertainty.correction": 2.0})
+    plain = guide(
+        networks.teacher,
+        networks.predicted,
+        target,
+        make_task({"adapt.uncertainty.correction": 0.0}),
+        0,
+    )
+    labels = plain.grid_labels
+    networks.predicted.start.copy_(networks.predicted.after(labels, step=0, momentum=0.0))
+    same = guide(networks.teacher, networks.predicted, target, task, 0)
+    assert plain.seeds is not None and same.seeds is not None
+    assert torch.equal(plain.seeds, same.seeds)
+    most = int(networks.predicted.start.argmax())
+    networks.predicted.start[most] /= 10
+    fewer = guide(networks.teacher, networks.predicted, target, task, 0)
+    assert fewer.seeds is not None
+    of_most = labels == most
+    assert int((fewer.seeds & of_most).sum()) < 0.1 * int((plain.seeds & of_most).sum())
 
 
 def test_the_target_pass_fills_the_statistics_also_without_target_losses(
