@@ -64,6 +64,11 @@ def load_preset(name: str, *instead: str) -> Params:
     return validate(Params, parse_yaml(preset_text(name, *instead).encode(), title), title)
 
 
+def overlay_changes(name: str) -> dict[str, Any]:
+    """What an overlay and those that it stands on change, by dotted key; ValueError likewise."""
+    return dict(dotted(_overlay(name, (), _read(BASE)[1]).changes))
+
+
 def preset_text(name: str, *instead: str) -> str:
     """A complete params.yaml, with the comments of the base.
 
