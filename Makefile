@@ -60,6 +60,7 @@ gpu:                             ## what a GPU makes of it (9 minutes); SMALL=1 
 ablation: setup                  ## which mechanisms pay (a day; resumes: stop and start it at will)
 	python -m research.ablation --jobs 2
 	python -m research.summary
+	python -m research.documents
 
 lock: setup                      ## pin what is installed now
 	.venv/bin/python -m pip freeze --exclude-editable > requirements.lock

@@ -1,4 +1,4 @@
-"""All questions of speed, each part in a process of its own, as one table.
+"""All questions of speed, each part in a process of its own, as one table, and in the documents.
 
 python -m benchmarks
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from benchmarks.documents import PARTS, figures
 from benchmarks.measure import HEADER, rows
-
-PARTS = ("trucrf", "step", "data", "conversion", "evaluation", "startup", "growth")
+from pipeline.drawing.tables import fill_documents
 
 
 def main() -> None:
@@ -21,6 +21,7 @@ def main() -> None:
         command = [sys.executable, "-m", f"benchmarks.{part}"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     print(HEADER, *(row for part in parts for row in rows(part)), sep="\n")
+    fill_documents("benchmarks", figures())
 
 
 if __name__ == "__main__":

@@ -77,8 +77,11 @@ def adapt(params: Params) -> None:
         scores = stage.follow(steps, validate)
         if rank() > 0:
             return
-        save_network(paths.STUDENT, networks.student, params.model, space)
-        save_network(paths.ADAPTED, networks.teacher, params.model, space)
+        for path, network in (
+            (paths.STUDENT, networks.student),
+            (paths.ADAPTED, networks.teacher),
+        ):
+            save_network(path, network, params.model, space, params.images.target_size)
         write_json(paths.METRICS / "adapt.json", {"adapt": scores})
         register_model(params, stage.run, paths.ADAPTED)
     command.say(f"adapt: {told(scores)}; network in {paths.ADAPTED}")

@@ -210,6 +210,7 @@ def write_page(names: Sequence[str], out: Path) -> None:
     template = TEMPLATE.read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
     text = page.render(
+        title=_headline(experiments),
         experiments=experiments,
         results=results,
         bars=_svg(bars(drawn)),
@@ -218,6 +219,15 @@ def write_page(names: Sequence[str], out: Path) -> None:
         changed=_differences(params),
     )
     write_text(out, text + "\n")
+
+
+def _headline(experiments: Sequence[Experiment]) -> str:
+    """The result: of one experiment beside the source alone, of several the best first."""
+    found = {each.name: each.scores["adapted"]["miou"] for each in experiments}
+    best = sorted(found, key=lambda name: -(found[name] or 0.0))
+    scores = ", ".join(f"{name} {_number(found[name])}" for name in best)
+    before = experiments[0].scores["source_only"] if len(experiments) == 1 else None
+    return f"mIoU: {scores}" + (f", source only {_number(before['miou'])}" if before else "")
 
 
 def _results(scores: Mapping[str, Any]) -> Table:

@@ -1,7 +1,8 @@
 """Label images and videos of one's own: python -m pipeline.predict IN ... --out FOLDER.
 
 Of each image NAME_ids.png (train ids), NAME_colours.png, NAME_overlay.png and NAME_uncertainty.png
-(predictive entropy: 0 is sure, 255 undecided between all classes); of a video NAME_overlay.mp4.
+(predictive entropy: 0 is sure, 255 undecided between all classes); of a video NAME_overlay.webm.
+Beside them index.html shows all, classes.json and legend.png say which class is which.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def predict(network: Labeller, inputs: list[Path], out: Path, *, frames: bool = 
     """
     from tqdm import tqdm
 
+    from pipeline.drawing.contact_sheet import write_contact_sheet
     from pipeline.video import count_frames, read_frames, write_frames
     from ssda.datasets.conversion import listed
     from ssda.datasets.loading import read_image
@@ -59,7 +61,7 @@ def predict(network: Labeller, inputs: list[Path], out: Path, *, frames: bool = 
                 lengths[name] = count_frames(found[name])
             except ValueError as error:
                 problems.append(str(error))
-    done = {"images": 0, "videos": 0}
+    done: dict[str, list[str]] = {"images": [], "videos": []}
 
     total = len(images) + sum(lengths.values())
     with tqdm(total=total, desc="predict", unit="image", disable=None) as bar:
@@ -84,17 +86,18 @@ def predict(network: Labeller, inputs: list[Path], out: Path, *, frames: bool = 
         for seen in label_all(network, read()):
             write_pictures(out, seen)
             bar.update()
-            done["images"] += 1
+            done["images"].append(seen.name)
         for name in lengths:
             shown = overlays(name, read_frames(found[name]))
             try:
-                write_frames(out / f"{name}_overlay.mp4", shown, like=found[name])
-                done["videos"] += 1
+                write_frames(out / f"{name}_overlay.webm", shown, like=found[name])
+                done["videos"].append(name)
             except ValueError as error:
                 problems.append(str(error))
     if any(done.values()):
-        told = " and ".join(f"{count} {kind}" for kind, count in done.items())
-        print(f"{told} are labelled in {out}{left_out}")
+        write_contact_sheet(out, done["images"], done["videos"], network.space)
+        told = " and ".join(f"{len(names)} {kind}" for kind, names in done.items())
+        print(f"{told} are labelled in {out} (index.html shows them){left_out}")
     if problems:
         raise ValueError(listed(problems))
 
@@ -212,8 +215,8 @@ def main() -> None:
     add("--windows", nargs=2, type=int, metavar=("EXTENT", "STEP"), help=text)
     text = "images of one size, or windows, a forward pass (default: 1)"
     add("--batch", type=int, default=1, help=text)
-    text = "the network sees images at this times their size (default: 1)"
-    add("--scale", type=float, default=1.0, help=text)
+    text = "the network sees images at this times their size (default: as large as in training)"
+    add("--scale", type=float, help=text)
     add("--flip", action="store_true", help="average with the mirrored image")
     add("--passes", type=int, default=4, help="of the uncertainty (default: 4)")
     add("--frames", action="store_true", help="the frames of videos as pictures, too")

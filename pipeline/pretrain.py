@@ -52,7 +52,7 @@ def pretrain(params: Params) -> None:
         scores = stage.follow(pretrain_steps(network, sources, params, progress), validate)
         if rank() > 0:
             return
-        save_network(PRETRAINED, network, params.model, space)
+        save_network(PRETRAINED, network, params.model, space, params.images.target_size)
         write_json(METRICS / "pretrain.json", {"pretrain": scores})
     command.say(f"pretrain: {told(scores)}; network in {PRETRAINED}")
     command.say_next("python -m pipeline.adapt")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # What OpenCV says of a broken file is told in one line below; it reads them when it opens one.
@@ -47,9 +49,10 @@ def read_frames(path: Path) -> Iterator[np.ndarray]:
 
 
 def write_frames(path: Path, frames: Iterable[np.ndarray], *, like: Path) -> None:
-    """Write frames (H, W, 3) uint8 RGB of one size as MPEG-4, as fast as the video `like`.
+    """Write frames (H, W, 3) uint8 RGB of one size as WebM (VP8), as fast as the video `like`.
 
-    Odd sides lose a pixel: the format has none. The file is whole or not there.
+    Browsers play it; OpenCV's packages come without an encoder of H.264. Odd sides lose a pixel.
+    The file is whole or not there.
     """
     rate = _open(like).get(cv2.CAP_PROP_FPS)
 
@@ -58,9 +61,10 @@ def write_frames(path: Path, frames: Iterable[np.ndarray], *, like: Path) -> Non
         for frame in frames:
             height, width = (side - side % 2 for side in frame.shape[:2])
             if writer is None:
-                code = cv2.VideoWriter.fourcc(*"mp4v")
+                code = cv2.VideoWriter.fourcc(*"VP80")
                 speed = rate if 0 < rate < 1000 else RATE
-                writer = cv2.VideoWriter(str(partial), code, speed, (width, height))
+                with _silent():
+                    writer = cv2.VideoWriter(str(partial), code, speed, (width, height))
                 if not writer.isOpened():
                     raise ValueError(f"{path}: OpenCV cannot write a video of {width} x {height}")
             writer.write(cv2.cvtColor(frame[:height, :width], cv2.COLOR_RGB2BGR))
@@ -68,6 +72,20 @@ def write_frames(path: Path, frames: Iterable[np.ndarray], *, like: Path) -> Non
             writer.release()
 
     write_atomically(path, write)
+
+
+@contextmanager
+def _silent() -> Generator[None]:
+    """OpenCV says of VP8 in WebM that it is not supported, and writes it all the same."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _length(video: cv2.VideoCapture) -> int:

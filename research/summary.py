@@ -206,6 +206,16 @@ def markdown(title: str, results: Sequence[Result], reference: str) -> str:
         f"mIoU in per cent ± standard deviation over random states; differences to `{reference}` "
         "state by state ± half the 95 % t interval.",
         "",
+        variants_table(results, reference),
+    ]
+    if closed := gap_table(results):
+        lines += ["", "Share of the gap closed on the test split:", "", closed]
+    return "\n".join(lines) + "\n"
+
+
+def variants_table(results: Sequence[Result], reference: str) -> str:
+    """Markdown: scores of each variant and its differences to the reference."""
+    lines = [
         "| variant | what | validation | difference | test | difference | states |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -213,25 +223,31 @@ def markdown(title: str, results: Sequence[Result], reference: str) -> str:
         cells = (
             f"`{row.variant}`",
             EVERY[row.variant].says,
-            _cell(row.validation),
-            _signed(row.validation_difference),
-            _cell(row.test),
-            _signed(row.test_difference),
+            with_deviation(row.validation),
+            with_interval(row.validation_difference),
+            with_deviation(row.test),
+            with_interval(row.test_difference),
             str(row.test.states),
         )
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def gap_table(results: Sequence[Result]) -> str | None:
+    """Markdown: the share of the gap that each variant closes on the test split."""
     closures = {
-        name: closed for name in EVERY if (closed := gap_closure(results, name)) is not None
+        name: closed
+        for name, variant in EVERY.items()
+        if variant.training in ("statistics", "adapt", "then_labelled")
+        and (closed := gap_closure(results, name)) is not None
     }
-    if closures:
-        lines += ["", "Share of the gap closed on the test split:", ""]
-        lines += ["| variant | closed | states |", "| --- | --- | --- |"]
-        lines += [
-            f"| `{name}` | {closed.mean:.0%} | {closed.states} |"
-            for name, closed in closures.items()
-            if EVERY[name].training in ("statistics", "adapt", "then_labelled")
-        ]
-    return "\n".join(lines) + "\n"
+    if not closures:
+        return None
+    lines = ["| variant | closed | states |", "| --- | --- | --- |"]
+    lines += [
+        f"| `{name}` | {closed.mean:.0%} | {closed.states} |" for name, closed in closures.items()
+    ]
+    return "\n".join(lines)
 
 
 def class_table(
@@ -256,7 +272,7 @@ def class_table(
         for variant in variants:
             values = [runs[variant, state].iou[index] for state in states]
             known = [value for value in values if value is not None]
-            cells.append(_cell(estimate(known) if known else None))
+            cells.append(with_deviation(estimate(known) if known else None))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -278,7 +294,8 @@ def correlation_table(results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: Estimate | None) -> str:
+def with_deviation(value: Estimate | None) -> str:
+    """A mean and its standard deviation, as text."""
     if value is None:
         return "-"
     return f"{value.mean:.1f}" + (
@@ -286,7 +303,8 @@ def _cell(value: Estimate | None) -> str:
     )
 
 
-def _signed(value: Estimate | None) -> str:
+def with_interval(value: Estimate | None) -> str:
+    """A mean difference and half its 95 % interval, as text."""
     if value is None:
         return "-"
     half = f" ± {value.interval:.1f}" if value.interval is not None else ""

@@ -56,7 +56,10 @@ SOURCE_AUGMENTATION: Changes = {
     "source_augmentation.jitter_probability": 0.8,
     "source_augmentation.blur_probability": 0.5,
 }
+MIRRORED: Changes = {"adapt.uncertainty.mirrored": True}
+ANCHOR_START: Changes = {"adapt.uncertainty.anchor": "start"}
 TWICE_THE_RATE: Changes = {"adapt.optimiser.learning_rate": 2.4e-3}
+A_THIRD_OF_THE_RATE: Changes = {"adapt.optimiser.learning_rate": 4e-4}
 STATISTICS = {
     "": "confidence",
     "_predictive_entropy": "predictive_entropy",
@@ -150,27 +153,43 @@ VARIANTS: dict[str, Variant] = {
         "class mixing, weight q, learning rate 0.0024", CLASS_MIXING | TWICE_THE_RATE
     ),
     # Beyond the paper.
-    "anchor_start": Variant(
-        "full, corrected towards the shares at the start", {"adapt.uncertainty.anchor": "start"}
-    ),
+    "anchor_start": Variant("full, corrected towards the shares at the start", ANCHOR_START),
     "anchor_start_1": Variant(
         "full, the same, correction 1",
-        {"adapt.uncertainty.anchor": "start", "adapt.uncertainty.correction": 1.0},
+        ANCHOR_START | {"adapt.uncertainty.correction": 1.0},
     ),
-    "mirrored": Variant("full, mirrored teacher", {"adapt.uncertainty.mirrored": True}),
+    "mirrored": Variant("full, mirrored teacher", MIRRORED),
     "mixing_mirrored": Variant(
         "class mixing, mirrored teacher",
-        CLASS_MIXING | {"adapt.uncertainty.mirrored": True},
+        CLASS_MIXING | MIRRORED,
     ),
     "augmented_reestimated": Variant(
         "new statistics, augmented source images",
         SOURCE_AUGMENTATION,
         training="statistics",
     ),
-    "augmented_mixing": Variant(
-        "class mixing, augmented source images", CLASS_MIXING | SOURCE_AUGMENTATION
+    **{
+        f"augmented_{name}" if name else "augmented": Variant(
+            f"{says}, augmented source images", SOURCE_AUGMENTATION | changes
+        )
+        for name, (says, changes) in {
+            "": ("full", {}),
+            "mixing": ("class mixing", CLASS_MIXING),
+            "mirrored": ("full, mirrored teacher", MIRRORED),
+            "masked": ("full and masked images (MIC)", {"adapt.losses.masked": 1.0}),
+            "paper_ratios": ("full, the paper's ratios", PAPER_RATIOS),
+            "rate_4": ("full, learning rate 0.0004", A_THIRD_OF_THE_RATE),
+            "mixing_rate_4": (
+                "class mixing, learning rate 0.0004",
+                CLASS_MIXING | A_THIRD_OF_THE_RATE,
+            ),
+            "anchor_start": ("full, corrected towards the shares at the start", ANCHOR_START),
+            "without_trucrf": ("full without TruCRF", {"adapt.losses.trucrf": 0.0}),
+        }.items()
+    },
+    "augmented_source_only": Variant(
+        "source only, augmented source images", SOURCE_AUGMENTATION, training="none"
     ),
-    "augmented": Variant("full, augmented source images", SOURCE_AUGMENTATION),
     "masked": Variant("full and masked images (MIC)", {"adapt.losses.masked": 1.0}),
     "weighting_seeds": Variant(
         "full, mixed images count on seeds alone", {"adapt.uncertainty.weighting": "seeds"}

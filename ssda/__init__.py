@@ -19,7 +19,7 @@ def load(
     device: str = "auto",
     windows: tuple[int, int] | None = None,
     batch: int = 1,
-    scale: float = 1.0,
+    scale: float | None = None,
     flip: bool = False,
     passes: int = 4,
 ) -> Labeller:
@@ -44,7 +44,9 @@ def load(
         windows: extent and step in pixels of square windows that slide over the (scaled) image;
             None for the image as a whole.
         batch: windows of an image in a forward pass.
-        scale: the network sees an image at so many times its size.
+        scale: the network sees an image at so many times its size; None: with as many pixels as
+            the target's images had in training where they were resized (images.target_size), else
+            as it is.
         flip: average with the mirrored image.
         passes: Monte-Carlo passes of the uncertainty.
 

@@ -21,11 +21,13 @@ from ssda.datasets.conversion import check_split, listed
 from ssda.datasets.index import Index, class_frequencies
 from ssda.datasets.loading import SourceSamples, TargetSamples, read_image
 from ssda.datasets.raw_files import raw_table, read_train_ids
-from ssda.params import Params
+from ssda.params import Images, Params
 
 PICTURES = Path("data/check")
 SHOWN = 4
 """Images in a picture."""
+ENLARGED, SQUEEZED = 1.5, 1.1
+"""How many times as large an image, or as wide for its height, may become without a warning."""
 
 
 def check(params: Params, *, images: bool = False) -> None:
@@ -52,7 +54,7 @@ def check(params: Params, *, images: bool = False) -> None:
                 progress=params.runtime.progress and sys.stderr.isatty(),
             )
             problems += found
-            for line in summary(index, raw) + raw.left_out():
+            for line in summary(index, raw) + view(index, raw, params.images) + raw.left_out():
                 print(f"  {line}")
             labelled = any(record.label for record in index.records)
             if labelled:
@@ -98,6 +100,37 @@ def summary(index: Index, raw: RawSplit) -> list[str]:
     lines.append(f"{count} labels, {index.labels_resized} of them of another size than the image")
     if any(any(record.class_pixels or ()) for record in index.records):
         lines.append(shares([index]))
+    return lines
+
+
+def view(index: Index, raw: RawSplit, images: Images) -> list[str]:
+    """At which size the images are seen, and warnings of what that does to them."""
+    source = raw.name.startswith("sources/")
+    size = raw.resize if source else images.target_size
+    crops = f"in crops of {images.crop[0]} x {images.crop[1]}"
+    trained = f", {crops}" if source or raw.name == "target/train" else ""
+    if size is None or not index.records:
+        return [f"seen as they are{trained}"]
+    key = f"{raw.name.replace('/', '.')}.resize" if source else "images.target_size"
+    lines = [f"seen at {size[0]} x {size[1]} ({key}){trained}"]
+    sizes = Counter((record.width, record.height) for record in index.records)
+    scales = {each: (size[0] / each[0], size[1] / each[1]) for each in sizes}
+    for does, found in (
+        ("enlarges", [each for each, scale in scales.items() if min(scale) > ENLARGED]),
+        (
+            "squeezes",
+            [each for each, scale in scales.items() if max(scale) / min(scale) > SQUEEZED],
+        ),
+    ):
+        if found:
+            count = sum(sizes[each] for each in found)
+            width, height = found[0]
+            kept = f"[{size[0]}, {round(size[0] * height / width)}]"
+            advice = "null keeps them" if does == "enlarges" else f"{kept} keeps its shape"
+            lines.append(
+                f"warning: {key} = {list(size)} {does} {count} images, "
+                f"such as one of {width} x {height}; {advice}"
+            )
     return lines
 
 

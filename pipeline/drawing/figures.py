@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +118,7 @@ def grid(
     rows: Sequence[Sequence[np.ndarray]],
     space: LabelSpace,
     title: str | None = None,
+    cell: float = 3.0,
 ) -> Figure:
     """Rows of images with a title a column and a legend of the classes that they show.
 
@@ -126,21 +127,14 @@ def grid(
         rows: images (H, W, 3) uint8 RGB, train ids (H, W) uint8, or a map (H, W) float in [0, 1].
         space: names and colours; ids that are no class are black.
         title: of the whole.
+        cell: width of a column in inches; a narrow one makes text large beside the images.
     """
     labels = [image for images in rows for image in images if image.dtype == np.uint8]
     shown = {int(i) for image in labels if image.ndim == 2 for i in np.unique(image)}
-    patches = [Patch(color="black", label="(no label)")]
-    patches += [
-        Patch(color=(colour[0] / 255, colour[1] / 255, colour[2] / 255), label=name)
-        for i, (name, colour) in enumerate(zip(space.names, space.colours, strict=True))
-        if i in shown
-    ]
+    patches = [Patch(color="black", label="(no label)"), *_patches(space, shown)]
     height, width = rows[0][0].shape[:2]
-    cell = 3.0
     across = cell * len(columns)
-    longest = max(len(str(patch.get_label())) for patch in patches)
-    entries = max(1, int(across / (0.08 * longest + 0.5)))
-    legend = 0.2 * math.ceil(len(patches) / entries) + 0.3
+    entries, legend = _columns(patches, across)
     figure = Figure(
         figsize=(across, (cell * height / width + 0.08) * len(rows) + 0.5 + legend),
         dpi=110,
@@ -161,8 +155,33 @@ def grid(
     figure.legend(
         handles=patches,
         loc="outside lower center",
-        ncols=min(entries, len(patches)),
+        ncols=entries,
         fontsize=9,
         frameon=False,
     )
     return figure
+
+
+def legend(space: LabelSpace) -> Figure:
+    """A strip of the classes and their colours."""
+    patches = _patches(space, range(space.num_classes))
+    entries, height = _columns(patches, 9.0)
+    figure = Figure(figsize=(9.0, height), dpi=110)
+    figure.legend(handles=patches, loc="center", ncols=entries, fontsize=9, frameon=False)
+    return figure
+
+
+def _patches(space: LabelSpace, ids: Container[int]) -> list[Patch]:
+    """Of these classes the entries of a legend."""
+    return [
+        Patch(color=(colour[0] / 255, colour[1] / 255, colour[2] / 255), label=name)
+        for i, (name, colour) in enumerate(zip(space.names, space.colours, strict=True))
+        if i in ids
+    ]
+
+
+def _columns(patches: Sequence[Patch], across: float) -> tuple[int, float]:
+    """How many columns a legend of a width has, and its height, in inches."""
+    longest = max(len(str(patch.get_label())) for patch in patches)
+    entries = min(len(patches), max(1, int(across / (0.08 * longest + 0.5))))
+    return entries, 0.2 * math.ceil(len(patches) / entries) + 0.3

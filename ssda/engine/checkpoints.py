@@ -16,7 +16,7 @@ from ssda.files import write_atomically
 from ssda.labels import LabelSpace, parse_space
 from ssda.networks.encoders import SOURCES, check_finite, is_built_in
 from ssda.networks.segmenter import Segmenter
-from ssda.params import Model
+from ssda.params import Model, Size
 from ssda.sections import Section, parse_json, validate
 
 Mean = Annotated[float, Field(ge=-1000, le=1000)]
@@ -32,18 +32,36 @@ class Description(Section):
     """Of the images that the encoder learnt from, in [0, 1]; None: what timm says of it."""
     std: tuple[Deviation, Deviation, Deviation] | None = None
     """Their standard deviation."""
+    image_size: Size | None = None
+    """(width, height) that target images were resized to; None: they were seen as they are."""
 
 
-def save_network(path: Path, network: Segmenter, model: Model, space: LabelSpace) -> None:
-    """Write weights and all that is needed to use them: the network's and the classes' names."""
+def save_network(
+    path: Path,
+    network: Segmenter,
+    model: Model,
+    space: LabelSpace,
+    image_size: Size | None = None,
+) -> None:
+    """Write weights and all that is needed to use them.
+
+    Args:
+        path: of the file.
+        network: whose weights are written.
+        model: what it is.
+        space: the names of its classes, and their colours.
+        image_size: (width, height) that target images were resized to, if they were.
+    """
     encoder = network.encoder
     described = model.model_copy(update={"encoder": encoder.name, "weights": None})
-    description = {
+    description: dict[str, Any] = {
         "model": described.model_dump(),
         "space": space.content(),
         "mean": encoder.mean.flatten().tolist(),
         "std": encoder.std.flatten().tolist(),
     }
+    if image_size is not None:
+        description["image_size"] = image_size
     state = {
         name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
     }
@@ -79,6 +97,14 @@ def load_network(path: Path, settings: Model | None = None) -> tuple[Segmenter, 
     if description.mean is not None and description.std is not None:
         network.encoder.normalise(description.mean, description.std)
     return network.eval(), space
+
+
+def trained_size(path: Path) -> Size | None:
+    """(width, height) that a file's network knows target images at; None: as they are.
+
+    Weights are not read. Raises ValueError as `load_network` does.
+    """
+    return _read_description(path)[0].image_size
 
 
 def check_kind(path: Path, model: Model, space: LabelSpace) -> None:

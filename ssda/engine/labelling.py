@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -13,12 +14,12 @@ import torch
 from pydantic import Field
 
 from ssda.datasets.loading import read_image, resize_image
-from ssda.engine.checkpoints import load_network
+from ssda.engine.checkpoints import load_network, trained_size
 from ssda.engine.device import pick_device, pick_precision
 from ssda.engine.evaluation import predict_uncertainty
 from ssda.labels import LabelSpace
 from ssda.networks.segmenter import Segmenter
-from ssda.params import BatchSize, Windows
+from ssda.params import BatchSize, Size, Windows
 from ssda.sections import Section
 
 
@@ -28,7 +29,7 @@ class Options(Section):
     device: Literal["auto", "cuda", "cpu"]
     windows: Windows | None
     batch: BatchSize
-    scale: Annotated[float, Field(gt=0, lt=100)]
+    scale: Annotated[float, Field(gt=0, lt=100)] | None
     flip: bool
     passes: Annotated[int, Field(ge=1, le=256)]
 
@@ -58,11 +59,19 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class Labeller:
-    """A trained network, its classes, and how it looks at images."""
+    """A trained network, its classes, and how it looks at images.
+
+    Attributes:
+        network: in evaluation mode, where it computes.
+        space: its classes.
+        options: how it looks at images.
+        image_size: (width, height) that it knows images at; None: at any.
+    """
 
     network: Segmenter
     space: LabelSpace
     options: Options
+    image_size: Size | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,7 +95,7 @@ class Labeller:
         """As `label`, of images (H, W, 3) of one size, without windows in one forward pass."""
         for image in images:
             _check(image)
-        inputs = np.stack([_scaled(image, self.options.scale) for image in images])
+        inputs = np.stack([self._seen(image) for image in images])
         classes, uncertainty = predict_uncertainty(
             self.network,
             torch.from_numpy(inputs).permute(0, 3, 1, 2),
@@ -100,13 +109,22 @@ class Labeller:
         said = zip(images, classes.numpy(), uncertainty.numpy(), strict=True)
         return [LabelledImage(*each, self.space) for each in said]
 
+    def _seen(self, image: np.ndarray) -> np.ndarray:
+        """An image at the scale that was asked for; else with as many pixels as are known."""
+        height, width = image.shape[:2]
+        scale = self.options.scale
+        if scale is None:
+            known = math.prod(self.image_size) if self.image_size else height * width
+            scale = math.sqrt(known / (height * width))
+        return resize_image(image, (max(1, round(width * scale)), max(1, round(height * scale))))
+
 
 def load_labeller(path: Path, options: Options) -> Labeller:
     """The network of a file, where it is to compute; ValueError as `load_network`."""
     network, space = load_network(path)
     device = pick_device(options.device)
     network.to(device).encoder.precision = pick_precision("auto", device)
-    return Labeller(network, space, options)
+    return Labeller(network, space, options, trained_size(path))
 
 
 def _check(image: np.ndarray) -> None:
@@ -115,8 +133,3 @@ def _check(image: np.ndarray) -> None:
             f"image of {image.dtype} and shape {image.shape}: needed is uint8 RGB, "
             "(height, width, 3)"
         )
-
-
-def _scaled(image: np.ndarray, scale: float) -> np.ndarray:
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-    return resize_image(image, (width, height))

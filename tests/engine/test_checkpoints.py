@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ssda.engine.checkpoints import load_network, save_network
+from ssda.engine.checkpoints import load_network, save_network, trained_size
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
 from tests.conftest import make_model
@@ -24,6 +24,9 @@ def test_a_network_comes_back_with_its_classes(tmp_path: Path) -> None:
     images = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(loaded(images), network(images))
     assert [p.name for p in path.parent.iterdir()] == ["net.safetensors"]
+    assert trained_size(path) is None
+    save_network(path, network, model, CITYSCAPES, (1024, 512))
+    assert trained_size(path) == (1024, 512)
 
 
 def test_files_that_are_no_network_are_named(tmp_path: Path) -> None:

@@ -49,6 +49,24 @@ def test_the_example_in_the_docstring() -> None:
     assert runner.failures == 0 and runner.tries > 0
 
 
+@pytest.mark.parametrize(
+    ("scale", "seen"), [(None, (128, 64)), (1.0, (256, 128)), (0.25, (64, 32))]
+)
+def test_images_are_seen_with_the_pixels_of_training_unless_told(
+    labeller: Labeller, scale: float | None, seen: tuple[int, int]
+) -> None:
+    """The target was resized to 64 x 128: 128 x 64 has as many pixels."""
+    settings = make_model({"model.channels": 8})
+    save_network(Path("resized"), labeller.network, settings, CITYSCAPES, (64, 128))
+    sizes: list[tuple[int, int]] = []
+    resized = ssda.load("resized", device="cpu", scale=scale)
+    resized.network.encoder.register_forward_pre_hook(
+        lambda _, given: sizes.append((given[0].shape[3], given[0].shape[2]))
+    )
+    assert resized.label(picture(256, 128)).classes.shape == (128, 256)
+    assert sizes == [seen]
+
+
 @pytest.mark.parametrize("size", [(150, 90), (33, 8), (1, 1)])
 def test_an_image_of_any_size_is_seen_as_the_pipeline_sees_it(
     labeller: Labeller, size: tuple[int, int]

@@ -15,11 +15,12 @@ from ruamel.yaml import YAML
 import ssda
 from pipeline import adapt, convert, evaluate, inventory, predict, pretrain
 from pipeline.checks.conversion import check
+from pipeline.overlays import load_preset
 from ssda.datasets.index import read_index
 from ssda.datasets.layouts import LAYOUTS, load_layout
-from ssda.engine.checkpoints import load_network
+from ssda.engine.checkpoints import load_network, trained_size
 from ssda.params import Params, load_params
-from ssda.sections import read_yaml, set_values
+from ssda.sections import changed, read_yaml, set_values
 from tests.conftest import ROOT
 
 WIDTH, HEIGHT = 640, 480
@@ -78,10 +79,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_scene(folder / "flights", "old/0", 20)
     for name, text in FILES.items():
         (folder / name).write_text(text, encoding="utf-8")
-    values = read_yaml(ROOT / "params.yaml") | read_yaml(folder / "params.yaml")
+    patch = pytest.MonkeyPatch()
+    patch.chdir(ROOT)
+    preset = load_preset("own").model_dump(mode="json", by_alias=True)
+    values = preset | read_yaml(folder / "params.yaml")
     with (folder / "params.yaml").open("w") as file:
         YAML_1_2.dump(set_values(values, SMALL), file)
-    patch = pytest.MonkeyPatch()
     patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     patch.chdir(folder)
     yield folder
@@ -132,6 +135,28 @@ def test_the_check_counts_all_problems(params: Params, capsys: pytest.CaptureFix
     assert "photos/new/Tag Ä/1.jpg: not a readable PNG or JPEG" in text
 
 
+def test_the_check_tells_the_sizes_that_are_seen_and_warns(
+    params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(params)
+    text = capsys.readouterr().out
+    resized = "seen at 160 x 120 (sources.simulator.resize), in crops of 96 x 64"
+    assert resized in text and "warning" not in text
+    assert text.count("  seen at 160 x 120 (images.target_size), in crops of 96 x 64\n") == 1
+    assert text.count("  seen at 160 x 120 (images.target_size)\n") == 2
+    source = params.sources["simulator"].model_copy(update={"resize": None})
+    sizes = {"images.target_size": (1024, 512), "sources": {"simulator": source}}
+    check(changed(params, sizes))
+    text = capsys.readouterr().out
+    assert "  seen as they are, in crops of 96 x 64\n" in text
+    squeezed = "warning: images.target_size = [1024, 512] squeezes 3 images, such as one of 640 x"
+    assert f"{squeezed} 480; [1024, 768] keeps its shape\n" in text
+    assert "enlarges" not in text
+    check(changed(params, {"images.target_size": (1280, 960)}))
+    enlarged = "warning: images.target_size = [1280, 960] enlarges 1 images, such as one of 640 x"
+    assert f"{enlarged} 480; null keeps them\n" in capsys.readouterr().out
+
+
 def test_the_check_sees_what_training_would_refuse(
     params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +187,7 @@ def test_from_a_folder_of_images_to_an_adapted_network(workspace: Path, params: 
             expected[(drawn == colour).all(axis=2)] = names.index(name)
         stored = cv2.imread(str(index.label_path(record)), cv2.IMREAD_UNCHANGED)
         assert np.array_equal(stored, expected)
+    assert trained_size(Path("models/adapted.safetensors")) == (160, 120)
     network, space = load_network(Path("models/adapted.safetensors"))
     assert space.names == tuple(names) and space.things == (4,)
     assert network(torch.rand(1, 3, 64, 64)).shape[1] == 5

@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 # DVC's own use of its libraries.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-VOID = {"meta", "img", "!doctype"}
+VOID = {"meta", "img", "input", "!doctype"}
 
 
 class Checked(HTMLParser):
@@ -106,6 +106,7 @@ def written(names: list[str]) -> Checked:
 def test_a_page_of_one_revision_holds_tables_curves_and_pictures(repository: Path) -> None:
     found = written(["a"])
     text = " ".join(found.texts)
+    assert found.texts.count("mIoU: a 50.2") == 2  # title and heading
     assert "results <a>" in text and "git checkout a" in text
     assert "50.2" in text and "sources: game" in text
     assert "labels" in text and "<b>.yaml" in text  # the one parameter that differs
@@ -138,6 +139,7 @@ def test_a_comparison_shows_what_differs_side_by_side(repository: Path) -> None:
     found = written(["a", "b", "a"])
     text = " ".join(found.texts)
     assert "50.2" in text and "61.0" in text
+    assert found.texts.count("mIoU: b 61.0, a 50.2") == 2
     assert "adapt.trucrf.radius" in text and "labels" not in text
     kinds = [image.split(";")[0] for image in found.images]
     # each one's pictures.png; one curve and the bars for both

@@ -1,10 +1,13 @@
 """Own images and videos: what is written, of which sizes, and what is refused."""
 
+import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -25,6 +28,7 @@ from tests.conftest import make_model
 
 MODEL = Path("model.safetensors")
 KINDS = ("colours", "ids", "overlay", "uncertainty")
+BESIDE = {"classes.json", "index.html", "legend.png"}
 load = partial(ssda.load, MODEL, device="cpu")
 
 
@@ -89,7 +93,7 @@ def test_a_folder_at_any_depth_in_any_size() -> None:
     cv2.imwrite("in/a/grey.png", picture(33, 8)[..., 0])
     predict(load(), [Path("in")], Path("out"))
     found = {path.relative_to("out").as_posix() for path in Path("out").rglob("*.*")}
-    assert found == {f"{name}_{kind}.png" for name in sizes for kind in KINDS}
+    assert found == {f"{name}_{kind}.png" for name in sizes for kind in KINDS} | BESIDE
     for name, (width, height) in sizes.items():
         ids, shown = read(f"out/{name}_ids.png"), read(f"out/{name}_colours.png")
         assert ids.dtype == np.uint8 and ids.shape == (height, width) and ids.max() < 19
@@ -161,14 +165,18 @@ def test_what_was_predicted_before_is_no_input() -> None:
     write("in/a.png")
     for _ in range(2):
         predict(load(), [Path("in")], Path("in/out"))
-    assert len(list(Path("in").rglob("*.png"))) == 1 + len(KINDS)
+    assert len(list(Path("in").rglob("*_*.png"))) == len(KINDS)
 
 
 @pytest.mark.parametrize(("name", "code"), [("drive.mp4", "mp4v"), ("drive.avi", "MJPG")])
-def test_a_video_becomes_a_video_of_overlays(name: str, code: str) -> None:
+def test_a_video_becomes_a_video_of_overlays(
+    name: str, code: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = write_video(name, code)
+    capfd.readouterr()
     predict(load(batch=3), [path], Path("out"), frames=True)
-    video = cv2.VideoCapture("out/drive_overlay.mp4")
+    assert capfd.readouterr().err == ""
+    video = cv2.VideoCapture("out/drive_overlay.webm")
     assert video.get(cv2.CAP_PROP_FPS) == 12.5
     for i in range(7):
         good, frame = video.read()
@@ -182,8 +190,8 @@ def test_a_video_becomes_a_video_of_overlays(name: str, code: str) -> None:
 def test_frames_are_not_written_unasked_and_odd_sides_lose_a_pixel() -> None:
     write_video("odd.avi", "MJPG", (47, 33))
     predict(load(), [Path("odd.avi")], Path("out"))
-    assert [path.name for path in Path("out").iterdir()] == ["odd_overlay.mp4"]
-    frame = cv2.VideoCapture("out/odd_overlay.mp4").read()[1]
+    assert {path.name for path in Path("out").iterdir()} == {"odd_overlay.webm"} | BESIDE
+    frame = cv2.VideoCapture("out/odd_overlay.webm").read()[1]
     assert frame.shape[0] % 2 == frame.shape[1] % 2 == 0
 
 
@@ -226,8 +234,27 @@ def test_broken_files_are_listed_when_the_others_are_done(
         "  in/c.png: not a readable image",
     ]
     written = {path.name for path in Path("out").iterdir()}
-    assert written == {f"{name}_{kind}.png" for name in "af" for kind in KINDS} | {"d_overlay.mp4"}
-    assert capsys.readouterr().out == "2 images and 1 videos are labelled in out\n"
+    pictures = {f"{name}_{kind}.png" for name in "af" for kind in KINDS}
+    assert written == pictures | {"d_overlay.webm"} | BESIDE
+    assert (
+        capsys.readouterr().out
+        == "2 images and 1 videos are labelled in out (index.html shows them)\n"
+    )
+
+
+def test_a_page_shows_what_was_written_and_names_the_classes() -> None:
+    write("in/50% #1?/ä.png")
+    write_video("in/drive.avi", "MJPG", frames=2)
+    predict(load(), [Path("in")], Path("out"))
+    page = Path("out/index.html").read_text(encoding="utf-8")
+    shown = {unquote(address) for address in re.findall(r'(?:src|href)="([^"]+)"', page)}
+    kinds = ("overlay", "colours", "uncertainty")
+    assert shown == {f"50% #1?/ä_{kind}.png" for kind in kinds} | {"drive_overlay.webm"}
+    assert all(Path("out", name).is_file() for name in shown)
+    classes = json.loads(Path("out/classes.json").read_text())
+    assert classes[13] == {"id": 13, "name": "car", "colour": [0, 0, 142]}
+    assert len(classes) == 19 and all(each["name"] in page for each in classes)
+    assert (read("out/legend.png")[..., :3] == (142, 0, 0)).all(-1).any()  # BGR
 
 
 def test_what_systems_leave_is_skipped_and_what_cannot_be_read_is_counted(
@@ -239,8 +266,8 @@ def test_what_systems_leave_is_skipped_and_what_cannot_be_read_is_counted(
         Path("in", name).write_bytes(b"\0\5\26\7")
     write("in/.trash/b.png")
     predict(load(), [Path("in")], Path("out"))
-    told = "1 images and 0 videos are labelled in out; 4 files left out (.heic, .txt, no ending)\n"
-    assert capsys.readouterr().out == told
+    told = "1 images and 0 videos are labelled in out (index.html shows them); "
+    assert capsys.readouterr().out == f"{told}4 files left out (.heic, .txt, no ending)\n"
     assert {path.name for path in Path("out/IMG_0.JPG.d").iterdir()} == {
         f"a_{kind}.png" for kind in KINDS
     }

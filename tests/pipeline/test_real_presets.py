@@ -26,9 +26,9 @@ from ssda.sections import read_yaml, set_values, validate
 from tests.conftest import ROOT
 
 SIZE = (72, 136)
-DRAWN = {"demo", "camvid"}
-"""Presets whose source is the drawn game."""
-PRESETS = sorted({path.stem for path in (ROOT / FOLDER).glob("*.yaml")} - DRAWN)
+OTHERS = {"demo", "camvid", "own"}
+"""Presets whose source is the drawn game, or what a user has."""
+PRESETS = sorted({path.stem for path in (ROOT / FOLDER).glob("*.yaml")} - OTHERS)
 SMALL = {
     "tf_efficientnet_lite0": "tf_efficientnet_lite0",
     "resnet101c": "resnet18d",
