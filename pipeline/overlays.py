@@ -2,7 +2,7 @@
 
 A preset may stand on others, `overlays: [data/gta, network/mit_b5, method/dacs]`, which must not
 contradict one another, and lays what it says itself over them. Sources that are named take the
-place of the demo's.
+place of the demo's. Overlays that a user names beside a preset lie over those it stands on.
 """
 
 from __future__ import annotations
@@ -64,16 +64,23 @@ def load_preset(name: str, *instead: str) -> Params:
     return validate(Params, parse_yaml(preset_text(name, *instead).encode(), title), title)
 
 
+def overlay_changes(name: str) -> dict[str, Any]:
+    """What an overlay and those that it stands on change, by dotted key; ValueError likewise."""
+    return dict(dotted(_overlay(name, (), _read(BASE)[1]).changes))
+
+
 def preset_text(name: str, *instead: str) -> str:
     """A complete params.yaml, with the comments of the base.
 
     Args:
         name: of a preset.
-        instead: overlays that take the place of those in the same folder that it stands on.
+        instead: overlays that take the place of those in the same folder that it stands on, and
+            lie over the others.
 
     Raises:
         ValueError: one line, where a preset is not known or not well formed, has a key that the
-            base lacks, or stands on overlays that contradict one another.
+            base lacks, or where overlays that it stands on, or that are laid over it, contradict
+            one another.
     """
     head, values = _read(BASE)
     overlay = _overlay(name, instead, values)
@@ -99,15 +106,20 @@ def _overlay(
     if name in above:
         raise ValueError(f"{path}: stands on itself")
     head, changes = _read(path)
+    if path == BASE:  # all lies over it
+        changes = {}
     names: Any = changes.pop(OVERLAYS, [])
     if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
         raise ValueError(f"{path}: {OVERLAYS} = {names!r}: must be a list of names")
     _check_keys(path, changes, base)
     replaced = {_topic(each) for each in instead}
     names = [each for each in names if _topic(each) not in replaced]
-    below = [_overlay(each, (), base, (*above, name)) for each in (*names, *instead)]
+    own, asked = (
+        [_overlay(each, (), base, (*above, name)) for each in group] for group in (names, instead)
+    )
+    below = [*own, *asked]
     together: dict[str, Any] = {}
-    for one, other in combinations(below, 2):
+    for one, other in (*combinations(own, 2), *combinations(asked, 2)):
         said = dict(dotted(one.changes))
         for key, value in dotted(other.changes):
             if said.get(key, value) != value:

@@ -35,10 +35,11 @@ import cv2
 import torch
 from filelock import FileLock
 
+from pipeline.overlays import overlay_changes
 from research.controls import balanced
 from research.label_free import label_free_indicators
 from research.targets import FOLDER, TARGETS, Splits, parameters, splits_of
-from research.variants import SETTINGS, VARIANTS, Variant
+from research.variants import EVERY, SETTINGS, VARIANTS, Variant
 from ssda.datasets.index import Index, class_frequencies
 from ssda.engine.adapting import adapt_steps, start_networks
 from ssda.engine.checkpoints import load_network, save_network
@@ -114,23 +115,34 @@ Task = tuple[Job, Splits, int]
 
 def main() -> None:
     """Run what is missing, a line each."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = options(__doc__)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--states", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--setting", choices=SETTINGS, default="default")
+    arguments = parser.parse_args()
+    run(arguments, arguments.variants, arguments.setting)
+
+
+def options(text: str | None) -> argparse.ArgumentParser:
+    """Which random states and targets, how many runs at a time, where results go."""
+    parser = argparse.ArgumentParser(description=(text or "").split("\n")[0])
+    parser.add_argument("--states", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["city"])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time that share the cores")
     parser.add_argument("--threads", type=int, help="of a run; default: cores / jobs")
     parser.add_argument("--workers", type=int, default=0, help="processes that load, of each set")
     parser.add_argument("--out", type=Path, default=RUNS)
-    arguments = parser.parse_args()
+    return parser
+
+
+def run(arguments: argparse.Namespace, variants: Sequence[str], setting: str) -> None:
+    """Run what is missing of some variants in a setting, a line each."""
     signal.signal(signal.SIGTERM, _leave)
     data = {target: splits_of(target) for target in arguments.targets}
     jobs = [
-        job(arguments.setting, target, name, state, data[target].digest, arguments.workers)
+        job(setting, target, name, state, data[target].digest, arguments.workers)
         for state in arguments.states
         for target in arguments.targets
-        for name in arguments.variants
+        for name in variants
     ]
     done = {(result.address, result.key) for result in read_results(arguments.out)}
     missing = [job for job in jobs if (job.address, job.key) not in done]
@@ -191,11 +203,13 @@ def job(
     setting: str, target: str, name: str, random_state: int, digest: str, workers: int = 0
 ) -> Job:
     """The run of a variant in a setting."""
-    variant = VARIANTS[name]
-    early = {k: v for k, v in variant.changes.items() if k.split(".")[0] in EARLY}
+    variant = EVERY[name]
+    said = overlay_changes(variant.overlay) if variant.overlay else {}
+    said |= variant.changes
+    early = {k: v for k, v in said.items() if k.split(".")[0] in EARLY}
     runtime = {"runtime.workers": workers}
     pretraining = parameters(early | runtime, target, random_state)
-    changes = dict(SETTINGS[setting]) | dict(variant.changes) | runtime
+    changes = dict(SETTINGS[setting]) | said | runtime
     params = parameters(changes, target, random_state)
     key = run_key(variant, pretraining, params, digest)
     return Job(setting, target, name, random_state, key, pretraining, params)
@@ -244,7 +258,8 @@ def pretrained_path(params: Params, digest: str) -> Path:
 
 def network_path(setting: str, target: str, variant: str, random_state: int) -> Path:
     """Where a run leaves its network, for the diagnostics."""
-    return FOLDER / "networks" / f"{setting}-{target}-{variant}-{random_state}.safetensors"
+    name = f"{setting}-{target}-{variant.replace('/', '-')}-{random_state}"
+    return FOLDER / "networks" / f"{name}.safetensors"
 
 
 def _leave(signal_number: int, frame: FrameType | None) -> None:
@@ -267,7 +282,7 @@ def _run(job: Job, data: Splits, threads: int) -> Result:
     """Train, score and describe one variant of one random state."""
     torch.set_num_threads(threads)
     params = job.params
-    training = VARIANTS[job.variant].training
+    training = EVERY[job.variant].training
     started = time.monotonic()
     steps = params.pretrain.iterations + params.adapt.iterations
     if training == "source":
@@ -282,7 +297,7 @@ def _run(job: Job, data: Splits, threads: int) -> Result:
             use_target_statistics(network, data.target, params)
         elif training == "adapt":
             networks = start_networks(network, data.target, params)
-            for _ in variant_steps(VARIANTS[job.variant], networks, data, params):
+            for _ in variant_steps(EVERY[job.variant], networks, data, params):
                 pass
             network = networks.teacher
     network.eval()

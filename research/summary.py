@@ -19,7 +19,7 @@ import numpy as np
 from research.ablation import RUNS, Result, read_results
 from research.tables import rounded
 from research.targets import parameters
-from research.variants import VARIANTS
+from research.variants import EVERY, VARIANTS
 from ssda.files import write_atomically, write_json, write_text
 from ssda.labels import load_space
 
@@ -74,10 +74,10 @@ class Row:
 
 
 def rows(results: Sequence[Result], reference: str) -> list[Row]:
-    """A row a variant, in the order of VARIANTS; all results are of one setting and target."""
+    """A row a variant, in the order of EVERY; all results are of one setting and target."""
     table: list[Row] = []
     base = {result.random_state: result for result in results if result.variant == reference}
-    for variant in VARIANTS:
+    for variant in EVERY:
         runs = [result for result in results if result.variant == variant]
         if not runs:
             continue
@@ -140,7 +140,7 @@ class Correlation:
 def correlations(results: Sequence[Result]) -> list[Correlation]:
     """The indicators, the strongest within states first; for reference validation mIoU too."""
     names = list(results[0].indicators)
-    adapted = [result for result in results if VARIANTS[result.variant].training == "adapt"]
+    adapted = [result for result in results if EVERY[result.variant].training == "adapt"]
     table: list[Correlation] = []
     for name in [*names, "validation mIoU (needs labels)"]:
 
@@ -222,7 +222,7 @@ def variants_table(results: Sequence[Result], reference: str) -> str:
     for row in rows(results, reference):
         cells = (
             f"`{row.variant}`",
-            VARIANTS[row.variant].says,
+            EVERY[row.variant].says,
             with_deviation(row.validation),
             with_interval(row.validation_difference),
             with_deviation(row.test),
@@ -237,7 +237,7 @@ def gap_table(results: Sequence[Result]) -> str | None:
     """Markdown: the share of the gap that each variant closes on the test split."""
     closures = {
         name: closed
-        for name, variant in VARIANTS.items()
+        for name, variant in EVERY.items()
         if variant.training in ("statistics", "adapt", "then_labelled")
         and (closed := gap_closure(results, name)) is not None
     }
@@ -319,9 +319,9 @@ def draw_differences(path: Path, title: str, results: Sequence[Result], referenc
     from matplotlib import pyplot
 
     table = [
-        (row.validation_difference, VARIANTS[row.variant].says)
+        (row.validation_difference, EVERY[row.variant].says)
         for row in rows(results, reference)
-        if row.validation_difference and VARIANTS[row.variant].training == "adapt"
+        if row.validation_difference and EVERY[row.variant].training == "adapt"
     ]
     table.sort(key=lambda row: row[0].mean)
     figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.24 * len(table)), layout="constrained")
@@ -341,7 +341,7 @@ def draw_indicator(path: Path, results: Sequence[Result], indicator: str) -> Non
     """An indicator against the score on the test split, a colour a random state."""
     from matplotlib import pyplot
 
-    adapted = [result for result in results if VARIANTS[result.variant].training == "adapt"]
+    adapted = [result for result in results if EVERY[result.variant].training == "adapt"]
     figure, axes = pyplot.subplots(figsize=(4.5, 3), layout="constrained")
     axes.set_prop_cycle(color=mpl.color_sequences["tab20"])  # more states than usual colours
     for state in sorted({result.random_state for result in adapted}):
@@ -384,12 +384,12 @@ def main() -> None:
             },
             "gap_closed": {
                 name: rounded(asdict(closed), 3)
-                for name in VARIANTS
+                for name in EVERY
                 if (closed := gap_closure(runs, name)) is not None
             },
         }
         described = [run for run in runs if run.indicators]
-        adapted = [r.random_state for r in described if VARIANTS[r.variant].training == "adapt"]
+        adapted = [r.random_state for r in described if EVERY[r.variant].training == "adapt"]
         if adapted and max(adapted.count(state) for state in adapted) >= COMPARED:
             texts.append(correlation_table(described))
             if len(set(adapted)) == 1:

@@ -27,6 +27,7 @@ class Variant:
             the ImageNet encoder for as many steps as both have: on the source, or on labelled
             target images (the oracle).
         balance: how seeds are chosen among the classes.
+        overlay: of presets/, over which the changes lie.
     """
 
     says: str
@@ -35,6 +36,7 @@ class Variant:
         "adapt"
     )
     balance: Balance = "method"
+    overlay: str | None = None
 
 
 PAPER_RATIOS: Changes = {"adapt.uncertainty.correction": 0.0}
@@ -229,3 +231,25 @@ VARIANTS: dict[str, Variant] = {
     "source_longer": Variant("source only, as many steps", training="source"),
     "oracle": Variant("oracle: as many steps on labelled target images", training="labelled"),
 }
+
+BASELINES: dict[str, Variant] = {
+    "method/source_only": Variant(
+        "source only, as many steps",
+        {"sampling.rare_class_temperature": None},
+        training="source",
+    ),
+    **{
+        overlay: Variant(says, overlay=overlay)
+        for overlay, says in {
+            "method/adabn": "the same, then new statistics on the target (AdaBN)",
+            "method/dacs": "class mixing (DACS)",
+            "method/daformer": "and rare classes, feature distance (DAFormer)",
+            "method/hrda": "and two resolutions (HRDA)",
+            "method/mic": "and masked images (MIC)",
+            "method/released": "SSDA, the release's weights, two resolutions",
+            "method/corrected_ratios": "ours: SSDA, corrected ratios, one resolution",
+        }.items()
+    },
+}
+"""The methods that ours stands on, as presets/method has them."""
+EVERY = VARIANTS | BASELINES

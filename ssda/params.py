@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -114,7 +114,8 @@ class Model(Section):
     drop_path: ShareBelowOne
     """Stochastic depth of the encoder while it trains; for transformers."""
     detail: Size | None
-    """Size of the detail crops of two resolutions (HRDA), half of images.crop; null: one."""
+    """Size of the detail crops of two resolutions (HRDA), half of images.crop, or the word half;
+    null: one resolution."""
     checkpointing: bool
     """Compute activations of the encoder twice instead of keeping them: less memory, more time."""
 
@@ -278,8 +279,8 @@ class Adapt(Section):
     start: Text | None
     """File of the network that it starts from, such as one by pipeline.import_network; null: what
     pretrain leaves."""
-    iterations: PositiveSteps
-    """Optimiser steps."""
+    iterations: Steps
+    """Optimiser steps; 0: new statistics of batch normalisation alone (AdaBN)."""
     batch_size: BatchSize
     """Images a step and domain, over all processes."""
     validate_every: Steps
@@ -382,6 +383,18 @@ class Params(Section):
     adapt: Adapt
     evaluate: Evaluate
     runtime: Runtime
+
+    @model_validator(mode="before")
+    @classmethod
+    def _half_is_a_size(cls, values: Any) -> Any:
+        match values:
+            case {
+                "images": {"crop": [int(width), int(height)]},
+                "model": {"detail": "half", **model},
+            }:
+                return values | {"model": model | {"detail": [width // 2, height // 2]}}
+            case _:
+                return values
 
     @field_validator("sources")
     @classmethod

@@ -94,6 +94,9 @@ def test_the_detail_is_half_of_the_crop() -> None:
         make_params({"model.detail": [64, 64]})
     with pytest.raises(ValueError, match=r"images.crop = \[96, 96\]: .* multiples of 64"):
         make_params({"model.detail": [48, 48], "images.crop": [96, 96]})
+    assert make_params({"model.detail": "half"}).model.detail == (128, 64)
+    with pytest.raises(ValueError, match=r"model.detail = 'quarter': input should be"):
+        make_params({"model.detail": "quarter"})
     with pytest.raises(ValueError, match=r"members = both: must be dropout with one resolution"):
         make_params({"adapt.uncertainty.members": "both"})
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ssda.networks.mixed_transformer import MixedTransformer
 from ssda.networks.normalisation import batch_normalisations
+from ssda.networks.positions import take_over_positions
 from ssda.networks.stochastic_depth import take_over_depth
 from ssda.params import Model
 from ssda.tensors import read_torch_file
@@ -100,6 +101,7 @@ class Encoder(nn.Module):
             )
         self.normalise(mean, std)
         self.depths = take_over_depth(self.network)
+        take_over_positions(self.network)
         if model.drop_path > 0 and not self.depths:
             raise ValueError(
                 f"model.drop_path = {model.drop_path}: {model.encoder!r} has no stochastic depth; "

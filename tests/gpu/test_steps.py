@@ -21,7 +21,7 @@ SMALL = {
     "demo": "test_efficientnet",
     "gta_resnet101": "test_resnet",
     "gta_mit_b5": "mit_b0",
-    "gta_dinov3_l": "test_vit",
+    "gta_dinov3_l": "vit_small_patch16_dinov3",
 }
 """Presets of each kind, and a small encoder of the kind."""
 

@@ -1,5 +1,6 @@
 """Encoders: feature maps, weights, parameter groups, published sizes."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,12 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from torch import nn
 
 from ssda.networks.encoders import Encoder, load_imagenet_weights
 from ssda.networks.normalisation import batch_normalisations
+from ssda.networks.positions import take_over_positions
 from ssda.networks.stochastic_depth import draw_factors
 from tests.conftest import make_model
 
@@ -59,6 +62,26 @@ def test_an_encoder_is_a_name(name: str, strides: list[int]) -> None:
 def test_an_encoder_that_cannot_be_is_told(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Encoder(make_model(overrides))
+
+
+def test_rotary_positions_are_those_of_timm_and_compile_as_a_whole() -> None:
+    encoder = Encoder(make_model({"model.encoder": "vit_small_patch16_dinov3"}))
+    ours = encoder.network.model.rope
+    wanted = timm.create_model("vit_small_patch16_dinov3").rope.get_embed(shape=[4, 6])
+    assert torch.equal(copy.deepcopy(ours).get_embed(shape=[4, 6]), wanted)
+    compiled = torch.compile(ours.get_embed, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(shape=[4, 6]), wanted)
+    assert not any("rope" in name for name in encoder.state_dict())
+
+
+def test_rotary_positions_are_never_stretched_at_random() -> None:
+    """Sapiens 2 does so while it trains."""
+    layers = nn.Sequential(RotaryEmbeddingDinoV3(64, rescale_coords=2.0)).train()
+    first, other = (layers[0].get_embed(shape=[4, 6]) for _ in range(2))
+    assert not torch.equal(first, other)
+    take_over_positions(layers)
+    wanted = RotaryEmbeddingDinoV3(64).get_embed(shape=[4, 6])
+    assert torch.equal(layers[0].get_embed(shape=[4, 6]), wanted)
 
 
 def test_published_sizes() -> None:

@@ -147,19 +147,20 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     yield tmp_path
 
 
-def test_the_paper_s_preset_from_raw_data_to_scores(workspace: Path, raw: Path) -> None:
-    overrides = {
-        "model.encoder": "resnet18d",
-        "target.report": "val",
-        "adapt.validate_every": 2,
-        "evaluate.windows": {"extent": [64, 64], "step": [32, 32]},
-        "evaluate.flip": True,
-        "evaluate.pictures": 1,
-    }
-    params = reduced("gta_resnet101", raw, overrides)
-    with (workspace / "params.yaml").open("w") as file:
+SCORED = {
+    "target.report": "val",
+    "adapt.validate_every": 2,
+    "evaluate.windows": {"extent": [64, 64], "step": [32, 32]},
+    "evaluate.flip": True,
+    "evaluate.pictures": 1,
+}
+
+
+def scores_of(params: Params) -> dict[str, Any]:
+    """What the stages give, from raw data to scores."""
+    with Path("params.yaml").open("w") as file:
         YAML(typ="safe", pure=True).dump(params.model_dump(mode="json", by_alias=True), file)
-    params = load_params(workspace / "params.yaml")
+    params = load_params()
     inventory.inventory(params, "gta")
     for module, stage in (
         (convert, "main"),
@@ -168,8 +169,20 @@ def test_the_paper_s_preset_from_raw_data_to_scores(workspace: Path, raw: Path) 
         (evaluate, "evaluate"),
     ):
         getattr(module, stage)(params)
-    scores = read_yaml(workspace / "metrics/evaluate.json")
+    return read_yaml(Path("metrics/evaluate.json"))
+
+
+def test_the_paper_s_preset_from_raw_data_to_scores(workspace: Path, raw: Path) -> None:
+    scores = scores_of(reduced("gta_resnet101", raw, SCORED | {"model.encoder": "resnet18d"}))
     assert scores["source_only"] is None
     assert scores["images"] == 2
     assert 0 <= scores["adapted"]["miou"] <= 100
     assert (workspace / "metrics/pictures.png").exists()
+
+
+def test_no_step_of_adaptation_is_new_statistics_alone(workspace: Path, raw: Path) -> None:
+    steps = {"adapt.iterations": 0, "pretrain.iterations": 1, "model.channels": 16}
+    scores = scores_of(reduced("gta_small", raw, SCORED | steps))
+    assert scores["source_only"] is not None and scores["source_only"] != scores["adapted"]
+    assert scores["adapted"] == scores["student"] == scores["reestimated"]
+    assert (workspace / "metrics/adapt").is_dir()

@@ -13,11 +13,12 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from research import ablation
+from pipeline.overlays import load_preset
+from research import ablation, baselines
 from research.ablation import Result, Score, add_result, job, read_results, write_results
 from research.controls import balanced, most_certain, same_share
 from research.summary import class_table, correlations, estimate, gap_closure, rows
-from research.variants import SETTINGS, VARIANTS
+from research.variants import BASELINES, EVERY, SETTINGS, VARIANTS
 from ssda.labels import CITYSCAPES
 from ssda.method import guidance
 from ssda.method.subdomains import keep_ratios, select_seeds
@@ -45,6 +46,21 @@ def test_every_variant_is_valid_and_differs_from_all_others(setting: str) -> Non
     assert len(set(keys.values())) == len(keys)
     assert job(setting, "city", "full", 1, "data").key != keys["full"]
     assert job(setting, "city", "full", 0, "other data").key != keys["full"]
+
+
+def test_methods_beside_ours_are_their_overlays_for_as_many_steps() -> None:
+    jobs = {name: job("default", "city", name, 0, "data") for name in BASELINES}
+    assert len({each.key for each in jobs.values()}) == len(jobs)
+    for name, each in jobs.items():
+        adapt = each.params.adapt
+        assert each.pretraining.pretrain.iterations + adapt.iterations == 750
+        if overlay := BASELINES[name].overlay:
+            preset = load_preset("demo", overlay)
+            assert (adapt, each.params.model) == (preset.adapt, preset.model)
+            assert each.pretraining.model == preset.model
+            assert each.params.sampling == preset.sampling
+    overlays = {f"method/{path.stem}" for path in (ROOT / "presets/method").glob("*.yaml")}
+    assert overlays - {*BASELINES} == {"method/paper_ratios", "method/two_resolutions"}
 
 
 def test_variants_share_the_pretraining_of_a_state() -> None:
@@ -186,7 +202,7 @@ def test_runs_load_by_processes_and_the_command_asks_nothing_of_cuda(
         "runtime.device": "auto",
     }
     monkeypatch.setitem(SETTINGS, "default", little)
-    monkeypatch.setitem(VARIANTS, "source_only", replace(VARIANTS["source_only"], changes=little))
+    monkeypatch.setitem(EVERY, "source_only", replace(VARIANTS["source_only"], changes=little))
     scenes = {"scenes": {"game": 3, "city": {"train": 3, "val": 2, "test": 2}}}
     write_yaml(tmp_path / "scenes.yaml", scenes)
     monkeypatch.setattr("research.targets.SCENES", tmp_path / "scenes.yaml")
@@ -205,6 +221,39 @@ def test_runs_load_by_processes_and_the_command_asks_nothing_of_cuda(
     first, second = read_results(Path("runs.jsonl"))
     assert (first.random_state, second.random_state) == (0, 1)
     assert first.test != second.test
+
+
+def test_one_command_runs_the_methods_and_prints_their_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("params.yaml", "demo", "presets"):
+        Path(name).symlink_to(ROOT / name)
+    tiny = {
+        "images.crop": [128, 64],
+        "model.channels": 8,
+        "pretrain.iterations": 1,
+        "pretrain.batch_size": 2,
+        "adapt.iterations": 1,
+        "adapt.batch_size": 2,
+    }
+    for name in [*BASELINES]:
+        if name in ("method/source_only", "method/hrda"):
+            changes = tiny | dict(BASELINES[name].changes)
+            monkeypatch.setitem(EVERY, name, replace(BASELINES[name], changes=changes))
+        else:
+            monkeypatch.delitem(BASELINES, name)
+    scenes = {"scenes": {"game": 3, "city": {"train": 3, "val": 2, "test": 2}}}
+    write_yaml(tmp_path / "scenes.yaml", scenes)
+    monkeypatch.setattr("research.targets.SCENES", tmp_path / "scenes.yaml")
+    monkeypatch.setattr(sys, "argv", ["baselines", "--states", "0", "--out", "runs.jsonl"])
+    baselines.main()
+    told = capsys.readouterr().out
+    assert "0 runs are there, 2 to do" in told
+    assert "| `method/source_only` | source only, as many steps |" in told
+    assert "| `method/hrda` | and two resolutions (HRDA) |" in told
+    baselines.main()
+    assert "2 runs are there, 0 to do" in capsys.readouterr().out
 
 
 def write_yaml(path: Path, values: dict[str, Any]) -> None:

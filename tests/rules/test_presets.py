@@ -50,10 +50,25 @@ def test_every_network_can_be_built(network: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_goes_with_presets_of_each_kind(method: str) -> None:
-    for name in ("gta_dinov3_l", "camvid"):
+    for name in ("gta_dinov3_l", "gta_half", "camvid", "demo"):
         params = load_preset(name, f"method/{method}")
-        seeds = params.adapt.losses.target > 0
-        assert seeds == (method in ("released", "paper_ratios", "corrected_ratios"))
+        seeds = params.adapt.losses.target > 0 and params.adapt.iterations > 0
+        assert seeds == (method not in ("source_only", "adabn", "dacs", "daformer", "hrda", "mic"))
+        if method in ("hrda", "mic", "released", "two_resolutions"):
+            assert params.model.detail == tuple(side // 2 for side in params.images.crop)
+        else:
+            assert params.model.detail is None
+
+
+def test_overlays_that_are_named_lie_over_those_of_the_preset(own: Path) -> None:
+    (own / "data/one.yaml").write_text("adapt:\n  batch_size: 1\n")
+    (own / "mine.yaml").write_text("overlays: [data/one]\n")
+    (own / "method/two.yaml").write_text("adapt:\n  batch_size: 2\n")
+    (own / "network/three.yaml").write_text("adapt:\n  batch_size: 3\n")
+    sizes = [load_preset(name, "method/two").adapt.batch_size for name in ("mine", "demo")]
+    assert sizes == [2, 2]
+    with pytest.raises(ValueError, match="batch_size is 2 in method/two and 3 in network/three"):
+        load_preset("mine", "method/two", "network/three")
 
 
 def test_every_network_goes_with_every_data() -> None:
