@@ -42,7 +42,7 @@ def certain(params: Params) -> Params:
 
     The weights are random: with q = 0 the losses that it weighs would be 0.
     """
-    return changed(params, {"adapt.uncertainty.confidence_threshold": 0.0})
+    return changed(params, {"adapt.pseudo_labels.confidence_threshold": 0.0})
 
 
 def reduced(params: Params, crop: int) -> Params:

@@ -273,7 +273,7 @@ def uncertainty(network: Segmenter, view: View, statistic: str, passes: int) -> 
 
 def seed_ratios(views: list[View], frequencies: Tensor, params: Params) -> Tensor:
     """Keep ratios (C,) as adaptation has them, p_c the shares in the views."""
-    settings = params.adapt.uncertainty
+    settings = params.adapt.seeds
     ratios = keep_ratios(frequencies, beta=settings.beta)
     labels = torch.cat([view.labels for view in views])
     shares = PredictedShares(len(frequencies)).after(labels, step=0, momentum=0.0)
@@ -289,7 +289,7 @@ def seed_mask(
         uncertainty(network, view, statistic, passes),
         view.confidence,
         ratios,
-        min_pixels=params.adapt.uncertainty.min_pixels,
+        min_pixels=params.adapt.seeds.min_pixels,
     )
 
 
@@ -488,20 +488,22 @@ def _terms(
     count = len(source.images)
     things = load_space(params.labels).things
 
-    def task(weights: dict[str, float], **changes: str) -> Task:
+    def task(weights: dict[str, float], changes: dict[str, str] | None = None) -> Task:
         values = {f"losses.{name}": weight for name, weight in ({"target": 1.0} | weights).items()}
-        others = {f"uncertainty.{name}": value for name, value in changes.items()}
-        settings = changed(params.adapt, values | others)
+        settings = changed(params.adapt, values | (changes or {}))
         return Task(settings, frequencies, things, params.random_state, params.source_augmentation)
+
+    def weighed(weighting: str) -> dict[str, str]:
+        return {"pseudo_labels.weighting": weighting}
 
     def on_source(name: str) -> Callable[[], object]:
         terms, _ = source_losses(networks, source.images, source.labels, task({name: 1.0}))
         return alone(source.images, "source dropout", terms[name].of)
 
     def on_target(
-        loss: Callable[..., Tensor], passes: int = 1, **changes: str
+        loss: Callable[..., Tensor], passes: int = 1, changes: dict[str, str] | None = None
     ) -> Callable[[], object]:
-        chosen = task({"seed": 1.0}, **changes)
+        chosen = task({"seed": 1.0}, changes)
         guidance = guide(networks.teacher, networks.predicted, target, chosen, step)
         images, augmentation = target.images, params.adapt.augmentation
         if params.adapt.jitter_target:
@@ -509,7 +511,7 @@ def _terms(
         return alone(images, "target dropout", partial(loss, guidance=guidance), passes)
 
     def on_mix(weighting: str) -> Callable[[], object]:
-        chosen = task({"mix": 1.0}, weighting=weighting)
+        chosen = task({"mix": 1.0}, weighed(weighting))
         guidance = guide(networks.teacher, networks.predicted, target, chosen, step)
         drawn = step_draws(chosen, "mixing", step, count)
         images, labels, weights = mixed(source, target, guidance, params.adapt.augmentation, drawn)
@@ -539,10 +541,11 @@ def _terms(
         "feature distance": on_source("feature_distance"),
         "mix, weight q": on_mix("share"),
         "mix, threshold a pixel": on_mix("pixel"),
-        "seed, weight q": on_target(seed_loss, weighting="share"),
-        "seed, threshold a pixel": on_target(seed_loss, weighting="pixel"),
+        "seed, weight q": on_target(seed_loss, changes=weighed("share")),
+        "seed, threshold a pixel": on_target(seed_loss, changes=weighed("pixel")),
         "seed by mutual information": on_target(
-            seed_loss, statistic="mutual_information", weighting="share"
+            seed_loss,
+            changes={"uncertainty.statistic": "mutual_information"} | weighed("share"),
         ),
         "uncertainty": on_target(disagreement, params.adapt.uncertainty.student_passes),
         "TruCRF": on_target(crf),

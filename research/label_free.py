@@ -58,7 +58,7 @@ def label_free_indicators(
         confidence, labels = probabilities.max(1)
         mirrored = network(images.flip(-1)).argmax(1).flip(-1)
         measured = {
-            "certain_share": confidence >= settings.confidence_threshold,
+            "certain_share": confidence >= params.adapt.pseudo_labels.confidence_threshold,
             "confidence": confidence,
             "entropy": entropy(probabilities, 1),
             "mutual_information": mutual_information(members.softmax(2)),

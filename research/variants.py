@@ -39,7 +39,7 @@ class Variant:
     overlay: str | None = None
 
 
-PAPER_RATIOS: Changes = {"adapt.uncertainty.correction": 0.0}
+PAPER_RATIOS: Changes = {"adapt.seeds.correction": 0.0}
 SETTINGS: dict[str, Changes] = {
     "default": {},
     # 0.35 of the default's time for adaptation.
@@ -56,8 +56,8 @@ SOURCE_AUGMENTATION: Changes = {
     "source_augmentation.jitter_probability": 0.8,
     "source_augmentation.blur_probability": 0.5,
 }
-MIRRORED: Changes = {"adapt.uncertainty.mirrored": True}
-ANCHOR_START: Changes = {"adapt.uncertainty.anchor": "start"}
+MIRRORED: Changes = {"adapt.pseudo_labels.mirrored": True}
+ANCHOR_START: Changes = {"adapt.seeds.anchor": "start"}
 TWICE_THE_RATE: Changes = {"adapt.optimiser.learning_rate": 2.4e-3}
 A_THIRD_OF_THE_RATE: Changes = {"adapt.optimiser.learning_rate": 4e-4}
 STATISTICS = {
@@ -75,7 +75,7 @@ VARIANTS: dict[str, Variant] = {
     "mixing": Variant("class mixing, weight q", CLASS_MIXING),
     "mixing_pixel": Variant(
         "class mixing, threshold a pixel",
-        CLASS_MIXING | {"adapt.uncertainty.weighting": "pixel"},
+        CLASS_MIXING | {"adapt.pseudo_labels.weighting": "pixel"},
     ),
     "mixing_rare": Variant(
         "class mixing, weight q, rare class sampling",
@@ -90,7 +90,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "without_balance": Variant(
         "full, every pixel a seed (so TruCRF rests)",
-        PAPER_RATIOS | {"adapt.uncertainty.beta": EVERY_PIXEL},
+        PAPER_RATIOS | {"adapt.seeds.beta": EVERY_PIXEL},
     ),
     "paper_ratios": Variant("full, ratios r_c as in the paper, not corrected", PAPER_RATIOS),
     "same_share": Variant(
@@ -101,7 +101,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     **{
         f"correction_{name}": Variant(
-            f"full, correction {power}", {"adapt.uncertainty.correction": power}
+            f"full, correction {power}", {"adapt.seeds.correction": power}
         )
         for name, power in {"1": 1.0, "3": 3.0}.items()
     },
@@ -112,17 +112,18 @@ VARIANTS: dict[str, Variant] = {
     "predictive_entropy": Variant(
         "full, ranked by predictive entropy", {"adapt.uncertainty.statistic": "predictive_entropy"}
     ),
-    "weighting_pixel": Variant("full, threshold a pixel", {"adapt.uncertainty.weighting": "pixel"}),
+    "weighting_pixel": Variant(
+        "full, threshold a pixel", {"adapt.pseudo_labels.weighting": "pixel"}
+    ),
     "target_3": Variant("full, w_t = 3", {"adapt.losses.target": 3.0}),
     "target_01": Variant("full, w_t = 0.1", {"adapt.losses.target": 0.1}),
     "target_001": Variant("full, w_t = 0.01", {"adapt.losses.target": 0.01}),
     "threshold_90": Variant(
-        "full, certain from a confidence of 0.9", {"adapt.uncertainty.confidence_threshold": 0.9}
+        "full, certain from a confidence of 0.9", {"adapt.pseudo_labels.confidence_threshold": 0.9}
     ),
     "confident_pixels": Variant(
         "full, seeds: confidence >= 0.968, no balance",
-        PAPER_RATIOS
-        | {"adapt.uncertainty.beta": EVERY_PIXEL, "adapt.uncertainty.max_uncertainty": 0.032},
+        PAPER_RATIOS | {"adapt.seeds.beta": EVERY_PIXEL, "adapt.seeds.max_uncertainty": 0.032},
     ),
     # Parts of class mixing and the seeds alone.
     "without_rare": Variant(
@@ -156,7 +157,7 @@ VARIANTS: dict[str, Variant] = {
     "anchor_start": Variant("full, corrected towards the shares at the start", ANCHOR_START),
     "anchor_start_1": Variant(
         "full, the same, correction 1",
-        ANCHOR_START | {"adapt.uncertainty.correction": 1.0},
+        ANCHOR_START | {"adapt.seeds.correction": 1.0},
     ),
     "mirrored": Variant("full, mirrored teacher", MIRRORED),
     "mixing_mirrored": Variant(
@@ -192,11 +193,11 @@ VARIANTS: dict[str, Variant] = {
     ),
     "masked": Variant("full and masked images (MIC)", {"adapt.losses.masked": 1.0}),
     "weighting_seeds": Variant(
-        "full, mixed images count on seeds alone", {"adapt.uncertainty.weighting": "seeds"}
+        "full, mixed images count on seeds alone", {"adapt.pseudo_labels.weighting": "seeds"}
     ),
     # Numbers.
-    "beta_05": Variant("full, beta = 0.05", {"adapt.uncertainty.beta": 0.05}),
-    "beta_20": Variant("full, beta = 0.2", {"adapt.uncertainty.beta": 0.2}),
+    "beta_05": Variant("full, beta = 0.05", {"adapt.seeds.beta": 0.05}),
+    "beta_20": Variant("full, beta = 0.2", {"adapt.seeds.beta": 0.2}),
     "radius_1": Variant("full, radius 1", {"adapt.trucrf.radius": 1}),
     "radius_3": Variant("full, radius 3", {"adapt.trucrf.radius": 3}),
     "radius_7": Variant("full, radius 7", {"adapt.trucrf.radius": 7}),

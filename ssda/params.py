@@ -173,7 +173,7 @@ class Margins(Section):
 
 
 class Uncertainty(Section):
-    """Statistical adaptation (StaIA): Bayesian uncertainty and dynamic subdomains."""
+    """What ranks pixels (StaIA): the Bayesian uncertainty of an ensemble of stochastic passes."""
 
     statistic: Literal["mutual_information", "predictive_entropy", "confidence"]
     """What ranks the pixels."""
@@ -181,6 +181,26 @@ class Uncertainty(Section):
     """Monte-Carlo head passes of the teacher."""
     student_passes: Passes
     """Head passes of the uncertainty loss."""
+    members: Literal["dropout", "resolutions", "both"]
+    """What the ensemble is made of: dropout passes; fused, context and detail logits; or both."""
+
+
+class PseudoLabelling(Section):
+    """The teacher's pseudo labels, and how much they count."""
+
+    confidence_threshold: Share
+    """Pseudo labels with at least this confidence count as certain."""
+    weighting: Literal["share", "pixel", "seeds"]
+    """What a target pixel weighs: q, the share of certain pixels (share); 1 where certain, else 0
+    (pixel); or as share, but in mixed images all on the seeds, the mean still q (seeds)."""
+    mirrored: bool
+    """The teacher looks at the mirror image of a target image as well: its logits are the mean of
+    both, its ensemble the members of both."""
+
+
+class Seeds(Section):
+    """Dynamic subdomains (StaIA): the certain, balanced share of each class."""
+
     beta: Factor
     """Factor of the keep ratios r_c = min(1, beta (1 - ln w_c))."""
     correction: Exponent
@@ -189,16 +209,6 @@ class Uncertainty(Section):
     anchor: Literal["source", "start"]
     """Shares of classes that the correction holds on to: w_c of the source; or those predicted on
     the target by the network that adaptation starts from."""
-    confidence_threshold: Share
-    """Pseudo labels with at least this confidence count as certain."""
-    weighting: Literal["share", "pixel", "seeds"]
-    """What a target pixel weighs: q, the share of certain pixels (share); 1 where certain, else 0
-    (pixel); or as share, but in mixed images all on the seeds, the mean still q (seeds)."""
-    members: Literal["dropout", "resolutions", "both"]
-    """What the ensemble is made of: dropout passes; fused, context and detail logits; or both."""
-    mirrored: bool
-    """The teacher looks at the mirror image of a target image as well: its logits are the mean of
-    both, its ensemble the members of both."""
     max_uncertainty: Weight | None
     """Seeds must not be more uncertain; null: no ceiling."""
     min_pixels: Pixels
@@ -290,6 +300,8 @@ class Adapt(Section):
     """Largest momentum of the teacher's moving average."""
     margins: Margins
     uncertainty: Uncertainty
+    pseudo_labels: PseudoLabelling
+    seeds: Seeds
     losses: Losses
     trucrf: TruCRF
     feature_distance: FeatureDistance
@@ -468,10 +480,10 @@ class Params(Section):
                 f"sampling.min_pixels = {sampling.min_pixels}: times min_crop_ratio it must be "
                 f"less than the {pixels} pixels of images.crop"
             )
-        seeds, pixels = self.adapt.uncertainty.min_pixels, pixels * self.adapt.batch_size
+        seeds, pixels = self.adapt.seeds.min_pixels, pixels * self.adapt.batch_size
         if seeds >= pixels:
             raise ValueError(
-                f"adapt.uncertainty.min_pixels = {seeds}: must be less than the {pixels} pixels "
+                f"adapt.seeds.min_pixels = {seeds}: must be less than the {pixels} pixels "
                 "of a batch"
             )
         return self

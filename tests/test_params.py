@@ -23,10 +23,10 @@ def write(tmp_path: Path, old: str, new: str) -> Path:
         ("adapt.trucrf.radius", -1, "greater than or equal to 1"),
         ("adapt.trucrf.radius", 1.5, "integer"),
         ("adapt.trucrf.sigma_rgb", 0, "greater than or equal to 0.001"),
-        ("adapt.uncertainty.confidence_threshold", 1.5, "less than or equal to 1"),
+        ("adapt.pseudo_labels.confidence_threshold", 1.5, "less than or equal to 1"),
         ("adapt.uncertainty.passes", 1, "greater than or equal to 2"),
         ("adapt.uncertainty.statistic", "variance", "'mutual_information', 'predictive_entropy'"),
-        ("adapt.uncertainty.max_uncertainty", -0.1, "greater than or equal to 0"),
+        ("adapt.seeds.max_uncertainty", -0.1, "greater than or equal to 0"),
         ("adapt.losses.mix", float("nan"), "finite"),
         ("adapt.batch_size", "four", "integer"),
         ("adapt.teacher_momentum", 1.0, "less than 1"),
@@ -117,8 +117,8 @@ def test_the_detail_is_half_of_the_crop() -> None:
             r"sampling.min_pixels = 65536: times min_crop_ratio .* less than the 32768 pixels",
         ),
         (
-            {"adapt.uncertainty.min_pixels": 131072},
-            r"adapt.uncertainty.min_pixels = 131072: .* the 131072 pixels of a batch",
+            {"adapt.seeds.min_pixels": 131072},
+            r"adapt.seeds.min_pixels = 131072: .* the 131072 pixels of a batch",
         ),
     ],
 )

@@ -51,7 +51,7 @@ def start_networks(student: Segmenter, target: Index, params: Params) -> Network
         imagenet.precision = student.encoder.precision
         imagenet = frozen(imagenet).to(student.device)
     predicted = PredictedShares(student.num_classes).to(student.device)
-    if params.adapt.uncertainty.anchor == "start":
+    if params.adapt.seeds.anchor == "start":
         predicted.start.copy_(predicted_shares(student, target, params))
     teacher = create_teacher(student)
     if params.compute.compile:

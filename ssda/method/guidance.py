@@ -52,7 +52,7 @@ class Task:
     @cached_property  # once: its checks wait for the device
     def ratios(self) -> Tensor:
         """The paper's keep ratios (C,)."""
-        return keep_ratios(self.class_frequencies, beta=self.settings.uncertainty.beta)
+        return keep_ratios(self.class_frequencies, beta=self.settings.seeds.beta)
 
 
 @dataclass(frozen=True)
@@ -85,43 +85,44 @@ def guide(
     teacher: Segmenter, predicted: PredictedShares, target: TargetBatch, task: Task, step: int
 ) -> Guidance:
     """Pseudo labels, and by K stochastic head passes on one trunk, uncertainty and seeds."""
-    settings = task.settings.uncertainty
+    labelling, choice = task.settings.pseudo_labels, task.settings.seeds
     prediction = ask(teacher, target.images, task, step)
     logits = prediction.logits
     pseudo = pseudo_labels(
         enlarge(logits, target.counted.shape[-2:]).softmax(dim=1),
         target.counted,
-        threshold=settings.confidence_threshold,
-        weighting=settings.weighting,
+        threshold=labelling.confidence_threshold,
+        weighting=labelling.weighting,
     )
     probabilities = logits.softmax(dim=1)
     confidence, labels = probabilities.max(dim=1)
     labels = labels.masked_fill(~shrink_mask(target.counted, logits.shape[-2:]), IGNORE)
     uncertainty = seeds = counts = predicted_shares = None
     if needs_seeds(task):
-        members = ensemble(prediction, settings.members).softmax(dim=2)
-        uncertainty = STATISTICS[settings.statistic](members)
+        ranking = task.settings.uncertainty
+        members = ensemble(prediction, ranking.members).softmax(dim=2)
+        uncertainty = STATISTICS[ranking.statistic](members)
         everywhere = gathered(torch.stack([labels.float(), uncertainty, confidence], dim=1))
         all_labels, all_uncertainty, all_confidence = everywhere.unbind(1)
         counts, ratios = label_counts(all_labels), task.ratios
-        if settings.correction > 0:
+        if choice.correction > 0:
             momentum = task.settings.teacher_momentum
             predicted_shares = predicted.after(all_labels, step=step, momentum=momentum)
-            anchor = task.class_frequencies if settings.anchor == "source" else predicted.start
-            ratios = corrected_ratios(ratios, anchor, predicted_shares, power=settings.correction)
+            anchor = task.class_frequencies if choice.anchor == "source" else predicted.start
+            ratios = corrected_ratios(ratios, anchor, predicted_shares, power=choice.correction)
         seeds = own(
             select_seeds(
                 all_labels,
                 all_uncertainty,
                 all_confidence,
                 ratios,
-                min_pixels=settings.min_pixels,
+                min_pixels=choice.min_pixels,
             )
         )
-        if settings.max_uncertainty is not None:
-            seeds &= uncertainty <= settings.max_uncertainty
+        if choice.max_uncertainty is not None:
+            seeds &= uncertainty <= choice.max_uncertainty
     mix_weights = pseudo.weights
-    if settings.weighting == "seeds" and seeds is not None:
+    if labelling.weighting == "seeds" and seeds is not None:
         mix_weights = seed_weights(pseudo, enlarge_mask(seeds, target.counted.shape[-2:]))
     return Guidance(
         pseudo,
@@ -150,7 +151,7 @@ def ask(teacher: Segmenter, images: Tensor, task: Task, step: int) -> Prediction
         return teacher.predict(images, teacher.draw_masks(settings.passes, draws))
 
     plain = see(images, "teacher")
-    if not settings.mirrored:
+    if not task.settings.pseudo_labels.mirrored:
         return plain
     return of_both(plain, see(images.flip(-1), "mirrored teacher"))
 
@@ -210,7 +211,7 @@ def indicators(guidance: Guidance, num_classes: int) -> tuple[dict[str, Tensor],
 def needs_seeds(task: Task) -> bool:
     """Whether any loss of positive weight looks at seeds."""
     weights = task.settings.losses
-    in_mix = weights.mix > 0 and task.settings.uncertainty.weighting == "seeds"
+    in_mix = weights.mix > 0 and task.settings.pseudo_labels.weighting == "seeds"
     return in_mix or (weights.target > 0 and (weights.seed > 0 or weights.trucrf > 0))
 
 

@@ -60,7 +60,7 @@ def test_predicted_shares_move_with_the_steps_that_count(
 
 
 def test_shares_at_the_start_are_those_of_the_labels_of_whole_target_images(folder: Path) -> None:
-    params = make_params(SMALL | {"adapt.uncertainty.anchor": "start", "adapt.margins.bottom": 8})
+    params = make_params(SMALL | {"adapt.seeds.anchor": "start", "adapt.margins.bottom": 8})
     target = read_index(folder / "target")
     networks = start_networks(imagenet_network(params, 19), target, params)
     images = [cv2.imread(str(target.image_path(record))) for record in target.records]

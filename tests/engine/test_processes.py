@@ -42,7 +42,7 @@ def step_params() -> Params:
             "model.drop_path": 0.3,
             "adapt.iterations": 2,
             "adapt.batch_size": 4,
-            "adapt.uncertainty.confidence_threshold": 0.4,
+            "adapt.pseudo_labels.confidence_threshold": 0.4,
             "adapt.losses.feature_distance": 1.0,
             "adapt.losses.masked": 1.0,
             "adapt.feature_distance.min_share": 0.3,

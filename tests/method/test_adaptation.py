@@ -74,7 +74,7 @@ def batches() -> tuple[SourceBatch, TargetBatch]:
 
 
 def make_task(overrides: dict[str, Any] | None = None) -> Task:
-    often_certain = {"adapt.uncertainty.confidence_threshold": 0.2}
+    often_certain = {"adapt.pseudo_labels.confidence_threshold": 0.2}
     params = make_params(often_certain | (overrides or {}))
     frequencies = torch.linspace(1, 20, CLASSES)
     return Task(params.adapt, frequencies, CITYSCAPES.things, 0, params.source_augmentation)
@@ -119,7 +119,7 @@ def test_uncertainty_is_above_zero_and_seeds_have_their_share(
     task = make_task(
         {
             "adapt.uncertainty.statistic": "mutual_information",
-            "adapt.uncertainty.correction": correction,
+            "adapt.seeds.correction": correction,
             "adapt.teacher_momentum": 0.9,
         }
     )
@@ -145,7 +145,7 @@ def test_uncertainty_is_above_zero_and_seeds_have_their_share(
     for class_id, ratio in enumerate(ratios.tolist()):
         of_class = guidance.grid_labels == class_id
         count = int(of_class.sum())
-        if count > task.settings.uncertainty.min_pixels:
+        if count > task.settings.seeds.min_pixels:
             share = int(guidance.seeds[of_class].sum()) / count
             assert share == pytest.approx(ratio, abs=1.0 / count + 1e-9)
 
@@ -159,7 +159,7 @@ def test_certainty_ceiling_removes_seeds(networks: Networks) -> None:
         networks.teacher,
         networks.predicted,
         target,
-        make_task({"adapt.uncertainty.max_uncertainty": ceiling}),
+        make_task({"adapt.seeds.max_uncertainty": ceiling}),
         0,
     )
     assert bound.seeds is not None
@@ -266,7 +266,7 @@ def test_a_mirrored_teacher_says_the_same_of_image_and_mirror_image(networks: Ne
     )
     alike: dict[bool, float] = {}
     for mirrored in (True, False):
-        task = make_task({"adapt.uncertainty.mirrored": mirrored})
+        task = make_task({"adapt.pseudo_labels.mirrored": mirrored})
         plain, turned = (
             guide(networks.teacher, networks.predicted, batch, task, 0)
             for batch in (target, mirror)
@@ -283,7 +283,7 @@ def test_passes_on_both_mirror_images_are_members(networks: Networks) -> None:
     networks.teacher.dropout = 0.0  # so that passes differ by the view alone
     uncertainty: list[torch.Tensor] = []
     for mirrored in (False, True):
-        task = make_task(still | {"adapt.uncertainty.mirrored": mirrored})
+        task = make_task(still | {"adapt.pseudo_labels.mirrored": mirrored})
         found = guide(networks.teacher, networks.predicted, target, task, 0).uncertainty
         assert found is not None
         uncertainty.append(found)
@@ -293,12 +293,12 @@ def test_passes_on_both_mirror_images_are_members(networks: Networks) -> None:
 def test_seeds_hold_on_to_the_shares_at_the_start(networks: Networks) -> None:
     """Where those are the shares of now, the ratios are the paper's, whatever the source shows."""
     _, target = batches()
-    task = make_task({"adapt.uncertainty.anchor": "start", "adapt.uncertainty.correction": 2.0})
+    task = make_task({"adapt.seeds.anchor": "start", "adapt.seeds.correction": 2.0})
     plain = guide(
         networks.teacher,
         networks.predicted,
         target,
-        make_task({"adapt.uncertainty.correction": 0.0}),
+        make_task({"adapt.seeds.correction": 0.0}),
         0,
     )
     labels = plain.grid_labels
@@ -394,7 +394,7 @@ def test_mixed_images_may_weigh_seeds_alone_with_the_same_mean(networks: Network
         networks.teacher,
         networks.predicted,
         target,
-        make_task({"adapt.uncertainty.weighting": "seeds"}),
+        make_task({"adapt.pseudo_labels.weighting": "seeds"}),
         0,
     )
     assert guidance.seeds is not None
@@ -440,8 +440,8 @@ def test_the_weight_of_the_target_losses_scales_them(networks: Networks) -> None
 
 def test_a_batch_without_any_certain_pixel_or_seed_is_finite(networks: Networks) -> None:
     overrides = {
-        "adapt.uncertainty.confidence_threshold": 1.0,
-        "adapt.uncertainty.min_pixels": 10**5,
+        "adapt.pseudo_labels.confidence_threshold": 1.0,
+        "adapt.seeds.min_pixels": 10**5,
     }
     report = joint_step(networks, *batches(), make_task(overrides), 0)
     assert report.scalars["seeds"] == 0

@@ -38,7 +38,7 @@ def params_of(method: str) -> Params:
         "model.detail": detail,
         "model.channels": 16,
         "model.dropout": 0.3,
-        "adapt.uncertainty.confidence_threshold": 0.2,
+        "adapt.pseudo_labels.confidence_threshold": 0.2,
         "adapt.augmentation.jitter_probability": 0.0,
         "adapt.augmentation.blur_probability": 0.0,
     }

@@ -76,7 +76,7 @@ def reduced(name: str, raw: Path, overrides: dict[str, Any]) -> Params:
         "adapt.iterations": 2,
         "adapt.batch_size": 2,
         "adapt.margins": {"top": 2, "bottom": 9, "left": 2, "right": 2},
-        "adapt.uncertainty.confidence_threshold": 0.0,
+        "adapt.pseudo_labels.confidence_threshold": 0.0,
         "runtime.workers": 0,
     }
     if values["model"]["detail"] is not None:
