@@ -223,6 +223,7 @@ def test_runs_load_by_processes_and_the_command_asks_nothing_of_cuda(
     assert first.test != second.test
 
 
+@pytest.mark.soak
 def test_one_command_runs_the_methods_and_prints_their_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
