@@ -102,7 +102,8 @@ def _overlay(
 ) -> Overlay:
     path = FOLDER / f"{name}.yaml"
     if name not in (known := preset_names()):
-        raise ValueError(f"preset {name!r}: allowed are {', '.join(known)}")
+        alike = [each for each in known if _topic(each) == _topic(name)] or known
+        raise ValueError(f"preset {name!r}: allowed are {', '.join(alike)}")
     if name in above:
         raise ValueError(f"{path}: stands on itself")
     head, changes = _read(path)

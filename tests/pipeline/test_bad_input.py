@@ -305,7 +305,7 @@ ROWS: dict[str, tuple[Spoil, Callable[[Any], object], str]] = {
         r"params\.yaml: adapt\.trucrf\.radius = -1: input should be greater than or equal to 1",
     ),
     "threshold above 1": (
-        lambda: write_params(adapt__uncertainty__confidence_threshold=1.2),
+        lambda: write_params(adapt__pseudo_labels__confidence_threshold=1.2),
         take_stock,
         r"confidence_threshold = 1\.2: input should be less than or equal to 1",
     ),
