@@ -8,16 +8,13 @@ network of two resolutions takes one size alone.
 from __future__ import annotations
 
 import json
-import os
-import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline import command
+from pipeline.silence import silenced
 
 FREE = {0: "batch", 2: "height", 3: "width"}
 TRACED = (2, 50, 77)
@@ -69,7 +66,7 @@ def export(model: Path, out: Path, size: tuple[int, int] | None) -> None:
         try:
             # The tracing exporter: with the newer one free sizes take minutes (torch 2.14). It
             # warns of what it takes for constant, which is why its result is checked.
-            with warnings.catch_warnings(), _silence(), torch.inference_mode():
+            with warnings.catch_warnings(), silenced(1), torch.inference_mode():
                 warnings.simplefilter("ignore")
                 torch.onnx.export(
                     whole,
@@ -122,20 +119,6 @@ def check(path: Path, network: Any, shape: tuple[int, int, int]) -> str:
             "try --size WIDTH HEIGHT"
         )
     return f"{text}: off by {difference:.1e} of {largest:.1f}"
-
-
-@contextmanager
-def _silence() -> Generator[None]:
-    """Where the exporter fails it prints the whole graph, past sys.stdout."""
-    sys.stdout.flush()
-    before = os.dup(1)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-    try:
-        yield
-    finally:
-        os.dup2(before, 1)
-        os.close(before)
 
 
 def _noise(shape: tuple[int, int, int]) -> Any:

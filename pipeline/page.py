@@ -185,9 +185,8 @@ def find_experiment(name: str) -> Experiment:
 
 def write_page(names: Sequence[str], out: Path) -> None:
     """Write the page; ValueError for a name that nothing has, or an experiment without scores."""
-    from jinja2 import Environment, StrictUndefined
-
     from pipeline.drawing.figures import bars, curve
+    from pipeline.drawing.html import rendered
 
     experiments = [find_experiment(name) for name in dict.fromkeys(names)]
     first = experiments[0]
@@ -207,9 +206,8 @@ def write_page(names: Sequence[str], out: Path) -> None:
         (title, unit, {each.name: each.points(path, column) for each in experiments})
         for title, path, column, unit in CURVES
     ]
-    template = TEMPLATE.read_text(encoding="utf-8")
-    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
-    text = page.render(
+    text = rendered(
+        TEMPLATE,
         title=_headline(experiments),
         experiments=experiments,
         results=results,

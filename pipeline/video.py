@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 # What OpenCV says of a broken file is told in one line below; it reads them when it opens one.
@@ -15,6 +13,7 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 import cv2
 import numpy as np
 
+from pipeline.silence import silenced
 from pipeline.training.state import warn
 from ssda.files import write_atomically
 
@@ -63,7 +62,7 @@ def write_frames(path: Path, frames: Iterable[np.ndarray], *, like: Path) -> Non
             if writer is None:
                 code = cv2.VideoWriter.fourcc(*"VP80")
                 speed = rate if 0 < rate < 1000 else RATE
-                with _silent():
+                with silenced(2):  # OpenCV says that it is not supported, and writes it
                     writer = cv2.VideoWriter(str(partial), code, speed, (width, height))
                 if not writer.isOpened():
                     raise ValueError(f"{path}: OpenCV cannot write a video of {width} x {height}")
@@ -72,20 +71,6 @@ def write_frames(path: Path, frames: Iterable[np.ndarray], *, like: Path) -> Non
             writer.release()
 
     write_atomically(path, write)
-
-
-@contextmanager
-def _silent() -> Generator[None]:
-    """OpenCV says of VP8 in WebM that it is not supported, and writes it all the same."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _length(video: cv2.VideoCapture) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from research.controls import Balance
@@ -149,6 +149,10 @@ VARIANTS: dict[str, Variant] = {
     },
     "seed_3": Variant("full, w_seed = 3", {"adapt.losses.seed": 3.0}),
     "seed_10": Variant("full, w_seed = 10", {"adapt.losses.seed": 10.0}),
+    "rate_4": Variant("full, learning rate 0.0004", A_THIRD_OF_THE_RATE),
+    "mixing_rate_4": Variant(
+        "class mixing, weight q, learning rate 0.0004", CLASS_MIXING | A_THIRD_OF_THE_RATE
+    ),
     "rate_24": Variant("full, learning rate 0.0024", TWICE_THE_RATE),
     "mixing_rate_24": Variant(
         "class mixing, weight q, learning rate 0.0024", CLASS_MIXING | TWICE_THE_RATE
@@ -156,41 +160,10 @@ VARIANTS: dict[str, Variant] = {
     # Beyond the paper.
     "anchor_start": Variant("full, corrected towards the shares at the start", ANCHOR_START),
     "anchor_start_1": Variant(
-        "full, the same, correction 1",
-        ANCHOR_START | {"adapt.seeds.correction": 1.0},
+        "full, the same, correction 1", ANCHOR_START | {"adapt.seeds.correction": 1.0}
     ),
     "mirrored": Variant("full, mirrored teacher", MIRRORED),
-    "mixing_mirrored": Variant(
-        "class mixing, mirrored teacher",
-        CLASS_MIXING | MIRRORED,
-    ),
-    "augmented_reestimated": Variant(
-        "new statistics, augmented source images",
-        SOURCE_AUGMENTATION,
-        training="statistics",
-    ),
-    **{
-        f"augmented_{name}" if name else "augmented": Variant(
-            f"{says}, augmented source images", SOURCE_AUGMENTATION | changes
-        )
-        for name, (says, changes) in {
-            "": ("full", {}),
-            "mixing": ("class mixing", CLASS_MIXING),
-            "mirrored": ("full, mirrored teacher", MIRRORED),
-            "masked": ("full and masked images (MIC)", {"adapt.losses.masked": 1.0}),
-            "paper_ratios": ("full, the paper's ratios", PAPER_RATIOS),
-            "rate_4": ("full, learning rate 0.0004", A_THIRD_OF_THE_RATE),
-            "mixing_rate_4": (
-                "class mixing, learning rate 0.0004",
-                CLASS_MIXING | A_THIRD_OF_THE_RATE,
-            ),
-            "anchor_start": ("full, corrected towards the shares at the start", ANCHOR_START),
-            "without_trucrf": ("full without TruCRF", {"adapt.losses.trucrf": 0.0}),
-        }.items()
-    },
-    "augmented_source_only": Variant(
-        "source only, augmented source images", SOURCE_AUGMENTATION, training="none"
-    ),
+    "mixing_mirrored": Variant("class mixing, mirrored teacher", CLASS_MIXING | MIRRORED),
     "masked": Variant("full and masked images (MIC)", {"adapt.losses.masked": 1.0}),
     "weighting_seeds": Variant(
         "full, mixed images count on seeds alone", {"adapt.pseudo_labels.weighting": "seeds"}
@@ -232,6 +205,21 @@ VARIANTS: dict[str, Variant] = {
     "source_longer": Variant("source only, as many steps", training="source"),
     "oracle": Variant("oracle: as many steps on labelled target images", training="labelled"),
 }
+AUGMENTED = (
+    *("source_only", "reestimated", "mixing", "full", "mirrored", "masked", "paper_ratios"),
+    *("rate_4", "mixing_rate_4", "anchor_start", "without_trucrf"),
+)
+"""Variants that are there with augmented source images as well."""
+VARIANTS.update(
+    {
+        "augmented" if name == "full" else f"augmented_{name}": replace(
+            VARIANTS[name],
+            says=f"{VARIANTS[name].says}; augmented source images",
+            changes={**SOURCE_AUGMENTATION, **VARIANTS[name].changes},
+        )
+        for name in AUGMENTED
+    }
+)
 
 BASELINES: dict[str, Variant] = {
     "method/source_only": Variant(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
 from pipeline.drawing.figures import legend, save
+from pipeline.drawing.html import rendered
 from ssda.files import write_json, write_text
 from ssda.labels import LabelSpace
 
@@ -31,7 +30,5 @@ def write_contact_sheet(
     ]
     write_json(out / "classes.json", classes)
     save(legend(space), out / "legend.png")
-    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(
-        TEMPLATE.read_text(encoding="utf-8")
-    )
-    write_text(out / "index.html", page.render(images=images, videos=videos, classes=classes))
+    page = rendered(TEMPLATE, images=images, videos=videos, classes=classes)
+    write_text(out / "index.html", page)

@@ -187,13 +187,22 @@ def test_runs_end_with_the_command_and_one_that_dies_ends_it(
         assert not child.is_alive()
 
 
-def test_runs_load_by_processes_and_the_command_asks_nothing_of_cuda(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The processes that it forks could not use CUDA if it did."""
+@pytest.fixture
+def few_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory of its own, in which the game and the city have a few images."""
     monkeypatch.chdir(tmp_path)
     for name in ("params.yaml", "demo", "presets"):
         Path(name).symlink_to(ROOT / name)
+    scenes = {"scenes": {"game": 3, "city": {"train": 3, "val": 2, "test": 2}}}
+    write_yaml(tmp_path / "scenes.yaml", scenes)
+    monkeypatch.setattr("research.targets.SCENES", tmp_path / "scenes.yaml")
+
+
+@pytest.mark.usefixtures("few_scenes")
+def test_runs_load_by_processes_and_the_command_asks_nothing_of_cuda(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The processes that it forks could not use CUDA if it did."""
     little = {
         "images.crop": [64, 32],
         "model.channels": 8,
@@ -203,9 +212,6 @@ def test_runs_load_by_processes_and_the_command_asks_nothing_of_cuda(
     }
     monkeypatch.setitem(SETTINGS, "default", little)
     monkeypatch.setitem(EVERY, "source_only", replace(VARIANTS["source_only"], changes=little))
-    scenes = {"scenes": {"game": 3, "city": {"train": 3, "val": 2, "test": 2}}}
-    write_yaml(tmp_path / "scenes.yaml", scenes)
-    monkeypatch.setattr("research.targets.SCENES", tmp_path / "scenes.yaml")
     own = os.getpid()
 
     def available() -> bool:
@@ -224,12 +230,10 @@ def test_runs_load_by_processes_and_the_command_asks_nothing_of_cuda(
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("few_scenes")
 def test_one_command_runs_the_methods_and_prints_their_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("params.yaml", "demo", "presets"):
-        Path(name).symlink_to(ROOT / name)
     tiny = {
         "images.crop": [128, 64],
         "model.channels": 8,
@@ -244,9 +248,6 @@ def test_one_command_runs_the_methods_and_prints_their_table(
             monkeypatch.setitem(EVERY, name, replace(BASELINES[name], changes=changes))
         else:
             monkeypatch.delitem(BASELINES, name)
-    scenes = {"scenes": {"game": 3, "city": {"train": 3, "val": 2, "test": 2}}}
-    write_yaml(tmp_path / "scenes.yaml", scenes)
-    monkeypatch.setattr("research.targets.SCENES", tmp_path / "scenes.yaml")
     monkeypatch.setattr(sys, "argv", ["baselines", "--states", "0", "--out", "runs.jsonl"])
     baselines.main()
     told = capsys.readouterr().out
