@@ -46,13 +46,14 @@ STUDENT, AVERAGE = 4 + 4 + 8, 4
 def derive(params: Params) -> dict[str, Any]:
     """Parameters, memory and operations of a joint step at the preset's crop and batch.
 
-    Activations are those that the largest pass (the student's on the target) keeps for its
-    gradient, in bytes of float32; under bfloat16 autocast they take between half and all of it.
+    Activations are those that the largest pass (the student's on the target, or on a micro-batch
+    of it) keeps for its gradient, in bytes of float32; under bfloat16 autocast they take between
+    half and all of it.
     """
     student = Segmenter(params.model, CITYSCAPES.num_classes).train()
     encoder, head = count(student.encoder), count(student) - count(student.encoder)
     width, height = params.images.crop
-    batch = params.adapt.batch_size
+    batch = params.adapt.micro_batch_size or params.adapt.batch_size
     draws = generators(0, "benchmark", 0, batch)
     masks = student.draw_masks(params.adapt.uncertainty.student_passes, draws)
     corners = student.draw_corners((height, width), draws)
@@ -79,12 +80,15 @@ def derive(params: Params) -> dict[str, Any]:
     pulls = params.adapt.losses.feature_distance > 0
     state = (encoder + head) * (STUDENT + AVERAGE) + (encoder * AVERAGE if pulls else 0)
     recomputed = 4 if params.model.checkpointing else 3
-    operations = teacher.get_total_flops() + 3 * recomputed * forward.get_total_flops()
+    looks = 1 + params.adapt.pseudo_labels.mirrored
+    passes = 3 + (params.adapt.losses.masked > 0)
+    operations = looks * teacher.get_total_flops() + passes * recomputed * forward.get_total_flops()
+    operations = operations * params.adapt.batch_size // batch
     return {
         "encoder_million": round(encoder / 1e6, 1),
         "head_million": round(head / 1e6, 1),
         "crop": [width, height],
-        "batch": batch,
+        "batch": params.adapt.batch_size,
         "state_gigabyte": round(state / GIGABYTE, 1),
         "activations_float32_gigabyte": round(sum(kept.values()) / GIGABYTE, 1),
         "tera_operations_a_step": round(operations / 1e12, 1),

@@ -48,7 +48,12 @@ def certain(params: Params) -> Params:
 def reduced(params: Params, crop: int) -> Params:
     """The same parameters at a smaller crop, for steps on a CPU; every pseudo label is certain."""
     detail = None if params.model.detail is None else (crop // 2, crop // 2)
-    changes = {"images.crop": (crop, crop), "model.detail": detail, "adapt.batch_size": 2}
+    changes = {
+        "images.crop": (crop, crop),
+        "model.detail": detail,
+        "adapt.batch_size": 2,
+        "adapt.micro_batch_size": None,
+    }
     return changed(certain(params), changes)
 
 

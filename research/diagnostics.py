@@ -532,7 +532,7 @@ def _terms(
         source_loss(enlarge(logits, truth.shape[-2:]), truth).backward()
 
     def disagreement(seen: Views, guidance: Guidance) -> Tensor:
-        return uncertainty_loss(seen.logits)
+        return uncertainty_loss(seen.logits, count)
 
     crf = partial(crf_loss, images=target.images, settings=params.adapt.trucrf)
     return {

@@ -154,6 +154,9 @@ class Pretrain(Section):
     """Optimiser steps; 0: adaptation starts from the ImageNet encoder."""
     batch_size: BatchSize
     """Source images a step, over all processes."""
+    micro_batch_size: BatchSize | None
+    """Images that a process sees at once: less memory, gradients are summed over the batch
+    (gradient accumulation); null: all of its share."""
     validate_every: Steps
     """Steps between points of the validation curve; 0: none."""
     optimiser: Optimiser
@@ -293,6 +296,9 @@ class Adapt(Section):
     """Optimiser steps; 0: new statistics of batch normalisation alone (AdaBN)."""
     batch_size: BatchSize
     """Images a step and domain, over all processes."""
+    micro_batch_size: BatchSize | None
+    """Images that a process sees at once: less memory, gradients are summed over the batch
+    (gradient accumulation); null: all of its share."""
     validate_every: Steps
     """Steps between points of the validation curve; 0: none."""
     optimiser: Optimiser

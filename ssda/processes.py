@@ -1,7 +1,8 @@
 """The processes that train one network together; alone, each function gives back what it gets.
 
 Each holds a part of the global batch. A loss is a process's share of the loss on the whole batch,
-so that losses and gradients add up over processes.
+so that losses and gradients add up over processes; and over micro-batches, into which a process may
+divide its images to see them one after another.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from ssda.tensors import copy_all
 
 PATIENCE = timedelta(hours=1)
 """How long processes wait for one another, such as for the first one to save or draw."""
+WHOLE = slice(None)
+"""All images of a process, as one part."""
 
 
 @contextmanager
@@ -51,6 +54,12 @@ def part(batch_size: int) -> int:
     if batch_size % count():
         raise ValueError(f"batch_size = {batch_size}: must be a multiple of {count()} processes")
     return batch_size // count()
+
+
+def micro_batches(images: int, size: int | None) -> list[slice]:
+    """A process's images in parts of that size, the last of what is left; None: in one part."""
+    size = size or images
+    return [slice(first, first + size) for first in range(0, images, size)]
 
 
 def alone() -> distributed.ProcessGroup | None:
@@ -93,12 +102,16 @@ def own(values: Tensor) -> Tensor:
     return values.chunk(count())[rank()]
 
 
-def mean_factor(mask: Tensor) -> Tensor | float:
-    """Factor that makes a mean over this process's True pixels its share of the mean over all."""
-    if count() == 1:
+def mean_factor(mask: Tensor, part: slice = WHOLE) -> Tensor | float:
+    """Factor that makes a mean over the True pixels of a part its share of the mean over all.
+
+    Args:
+        mask: (N, ...), of all images of this process.
+        part: which of them the mean is of.
+    """
+    if count() == 1 and len(mask[part]) == len(mask):
         return 1.0
-    own_pixels = mask.sum()
-    return own_pixels.clamp_min(1) / summed(own_pixels).clamp_min(1)
+    return mask[part].sum().clamp_min(1) / summed(mask.sum()).clamp_min(1)
 
 
 def any_of(flag: bool) -> bool:

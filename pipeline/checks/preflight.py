@@ -113,11 +113,16 @@ def check_network(params: Params) -> None:
 
     from ssda.engine.training import create_optimiser
     from ssda.networks.segmenter import Segmenter
+    from ssda.processes import micro_batches
 
     with torch.device("meta"):
         network = Segmenter(params.model, load_space(params.labels).num_classes)
     encoder = network.encoder.to("meta")  # MiT is made on the CPU
-    count = min(params.pretrain.batch_size, params.adapt.batch_size)
+    count = min(
+        len(range(stage.batch_size)[part])
+        for stage in (params.pretrain, params.adapt)
+        for part in micro_batches(stage.batch_size, stage.micro_batch_size)
+    )
     for size in filter(None, (params.images.crop, params.model.detail)):
         encoder.check_crop(size)
         try:

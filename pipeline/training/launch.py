@@ -39,8 +39,9 @@ def launch(stage: str, params: Params, alone: Callable[[Params], object]) -> Non
                 raise
             raise ValueError(
                 f"out of memory with {stage}.batch_size = {batch_size} and images.crop = "
-                f"{list(params.images.crop)}: lower one of them, runtime.evaluation_batch_size or "
-                f"model.channels, or share the batch out over more processes ({reason})"
+                f"{list(params.images.crop)}: lower one of them, {stage}.micro_batch_size, "
+                "runtime.evaluation_batch_size or model.channels, or share the batch out over more "
+                f"processes ({reason})"
             ) from error
         return
     if batch_size % (local * nodes):

@@ -61,7 +61,8 @@ def pretrain_steps(
         terms = {"source": Loss(1.0, partial(labelling_loss, labels=source.labels))}
         draws = generators(params.random_state, "pretrain augmentation", step, len(source.images))
         images = augment(source.images, params.source_augmentation, draws)
-        return Report(learn(network, images, dropout, terms, fills_statistics=True))
+        size = settings.micro_batch_size
+        return Report(learn(network, images, dropout, terms, at_once=size, fills_statistics=True))
 
     network.train()
     yield from train(

@@ -18,14 +18,16 @@ STATISTICS_IMAGES = 500
 def use_target_statistics(network: Segmenter, target: Index, params: Params) -> None:
     """Replace the network's running statistics by those of target images.
 
-    They are means over batches of whole images that hold as many pixels as the `batch_size` crops
-    of an adaptation step, or one image where that has more. Of several processes each sees its
-    share of these batches and all get the means over all: how many there are changes nothing.
+    They are means over batches of whole images that hold as many pixels as the crops of an
+    adaptation step, or of a micro-batch of it, or one image where that has more. Of several
+    processes each sees its share of these batches and all get the means over all: how many there
+    are changes nothing.
     """
+    crops = params.adapt.micro_batch_size or params.adapt.batch_size
 
     def most(size: Size) -> int:
         width, height = params.images.crop
-        return max(1, params.adapt.batch_size * width * height // (size[0] * size[1]))
+        return max(1, crops * width * height // (size[0] * size[1]))
 
     def run(batch: EvaluationBatch) -> None:
         draws = [generator(params.random_state, "statistics", number) for number in batch.numbers]

@@ -45,7 +45,7 @@ from ssda.networks.encoders import Encoder
 from ssda.networks.heads import enlarge
 from ssda.networks.segmenter import Segmenter, Views
 from ssda.params import Adapt, Augmentation, TruCRF
-from ssda.processes import divided, mean_factor
+from ssda.processes import divided, mean_factor, micro_batches
 
 SHOWN = 2
 """How many images of a batch `look` shows, at most."""
@@ -88,10 +88,11 @@ def joint_step(
     settings, student = task.settings, networks.student
     weights, augmentation = settings.losses, settings.augmentation
     draws = partial(step_draws, task, step=step, count=len(source.images))
+    see = partial(learn, student, at_once=settings.micro_batch_size)
 
     images = augment(source.images, task.source_augmentation, draws("source augmentation"))
     terms, scalars = source_losses(networks, images, source.labels, task)
-    losses = learn(student, images, draws("source dropout"), terms)
+    losses = see(images, draws("source dropout"), terms)
 
     guidance = guide(networks.teacher, networks.predicted, target, task, step)
 
@@ -103,24 +104,24 @@ def joint_step(
     terms = {
         "trucrf": Loss(w_t * weights.trucrf, crf),
         "seed": Loss(w_t * weights.seed, partial(seed_loss, guidance=guidance)),
-        "uncertainty": Loss(w_t * weights.uncertainty, lambda seen: uncertainty_loss(seen.logits)),
+        "uncertainty": Loss(
+            w_t * weights.uncertainty, lambda seen: uncertainty_loss(seen.logits, len(images))
+        ),
     }
     passes = settings.uncertainty.student_passes if weights.uncertainty > 0 else 1
-    losses |= learn(
-        student, images, draws("target dropout"), terms, passes=passes, fills_statistics=True
-    )
+    losses |= see(images, draws("target dropout"), terms, passes=passes, fills_statistics=True)
 
     if weights.mix > 0:
         drawn = draws("mixing")
         images, labels, counts = mixed(source, target, guidance, augmentation, drawn)
         loss = partial(labelling_loss, labels=labels, weights=counts)
-        losses |= learn(student, images, drawn, {"mix": Loss(weights.mix, loss)})
+        losses |= see(images, drawn, {"mix": Loss(weights.mix, loss)})
 
     if weights.masked > 0:
         drawn = draws("masking")
         images, labels, counts = masked(target, guidance, student.encoder.mean, settings, drawn)
         loss = partial(labelling_loss, labels=labels, weights=counts)
-        losses |= learn(student, images, drawn, {"masked": Loss(weights.masked, loss)})
+        losses |= see(images, drawn, {"masked": Loss(weights.masked, loss)})
 
     shares, by_class = indicators(guidance, len(task.class_frequencies))
     return Report(losses, scalars | shares, by_class)
@@ -158,11 +159,16 @@ def source_losses(
         return terms, {}
     stage = encoder.stage(settings.stride)
     with torch.no_grad():
-        reference = encoder(networks.student.context(images))[stage]
+        reference = torch.cat(
+            [
+                encoder(networks.student.context(images[part]))[stage]
+                for part in micro_batches(len(images), task.settings.micro_batch_size)
+            ]
+        )
         cells = thing_cells(labels, task.things, reference.shape[-2:], settings.min_share)
     weight = task.settings.losses.feature_distance
     terms["feature_distance"] = Loss(
-        weight, lambda seen: feature_distance(seen.features[stage], reference, cells)
+        weight, lambda seen: feature_distance(seen.features[stage], reference, cells, seen.part)
     )
     return terms, {"thing_cell_share": divided(cells.float().mean())}
 
@@ -176,17 +182,18 @@ def seed_loss(seen: Views, guidance: Guidance) -> Tensor:
 
 
 def crf_loss(seen: Views, images: Tensor, guidance: Guidance, settings: TruCRF) -> Tensor:
-    """The truncated CRF on the logits' grid: seeds spread over plain images (N, 3, H, W)."""
+    """The truncated CRF on the logits' grid: seeds spread over the batch's plain images."""
     assert guidance.seeds is not None
     probabilities = seen.logits[0].softmax(dim=1)
+    size, part = (probabilities.shape[-2], probabilities.shape[-1]), seen.part
     return truncated_crf_loss(
         probabilities,
-        functional.adaptive_avg_pool2d(images, (probabilities.shape[-2], probabilities.shape[-1])),
-        guidance.seeds,
+        functional.adaptive_avg_pool2d(images[part], size),
+        guidance.seeds[part],
         radius=settings.radius,
         sigma_xy=settings.sigma_xy,
         sigma_rgb=settings.sigma_rgb,
-    ) * mean_factor(~guidance.seeds)
+    ) * mean_factor(~guidance.seeds, part)
 
 
 def mixed(

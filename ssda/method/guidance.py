@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from ssda.method.uncertainty import STATISTICS, entropy
 from ssda.networks.heads import enlarge
 from ssda.networks.segmenter import Prediction, Segmenter
 from ssda.params import Adapt, Augmentation
-from ssda.processes import divided, gathered, own, summed
+from ssda.processes import divided, gathered, micro_batches, own, summed
 from ssda.randomness import generators
 
 PREDICTED_SHARE = "predicted_share"
@@ -145,15 +145,36 @@ def ask(teacher: Segmenter, images: Tensor, task: Task, step: int) -> Prediction
     settings = task.settings.uncertainty
 
     def see(images: Tensor, purpose: str) -> Prediction:
-        if not needs_seeds(task) or settings.members == "resolutions":
-            return teacher.predict(images)
-        draws = step_draws(task, purpose, step, len(images))
-        return teacher.predict(images, teacher.draw_masks(settings.passes, draws))
+        masks = None
+        if needs_seeds(task) and settings.members != "resolutions":
+            draws = step_draws(task, purpose, step, len(images))
+            masks = teacher.draw_masks(settings.passes, draws)
+        return reduce(
+            beside,
+            (
+                teacher.predict(images[part], None if masks is None else masks[:, part])
+                for part in micro_batches(len(images), task.settings.micro_batch_size)
+            ),
+        )
 
     plain = see(images, "teacher")
     if not task.settings.pseudo_labels.mirrored:
         return plain
     return of_both(plain, see(images.flip(-1), "mirrored teacher"))
+
+
+def beside(one: Prediction, other: Prediction) -> Prediction:
+    """What is said of the images of both, one after the other."""
+
+    def join(values: Tensor | None, others: Tensor | None) -> Tensor | None:
+        return None if values is None or others is None else torch.cat([values, others])
+
+    return Prediction(
+        torch.cat([one.logits, other.logits]),
+        torch.cat([one.members, other.members], dim=1),
+        join(one.context, other.context),
+        join(one.detail, other.detail),
+    )
 
 
 def of_both(plain: Prediction, mirrored: Prediction) -> Prediction:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ssda.networks.normalisation import kept_statistics
-from ssda.networks.segmenter import Segmenter, Views, stochastic_pass
+from ssda.networks.segmenter import Segmenter, Views
+from ssda.processes import micro_batches
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Loss:
 
     Attributes:
         weight: 0 for a term that is off: it is not computed.
-        of: the unweighted scalar of a pass, with gradient; a process's share of the whole batch's.
+        of: the unweighted scalar of a pass, with gradient; its share of the whole batch's.
     """
 
     weight: float
@@ -52,9 +53,13 @@ def learn(
     losses: Mapping[str, Loss],
     *,
     passes: int = 1,
+    at_once: int | None = None,
     fills_statistics: bool = False,
 ) -> dict[str, Tensor]:
     """Add the gradient of the weighted losses of one pass to the student's, and free its graph.
+
+    In micro-batches, one after another, it holds the graph of one of them: the sum of their
+    gradients is that of the whole, except that batch normalisation normalises each by itself.
 
     All gradients of training are made here. Running statistics of batch normalisation change in
     the forward pass alone, and only where the pass is to fill them: not when activations are
@@ -64,9 +69,10 @@ def learn(
     Args:
         student: in training mode.
         images: (N, 3, H, W) in [0, 1].
-        generators: one an image, for `stochastic_pass`.
+        generators: one an image, for the pass's draws.
         losses: the terms, by name.
         passes: stochastic passes that follow the one trunk.
+        at_once: images of a micro-batch, at most; None: all.
         fills_statistics: whether these images are what the running statistics are of.
 
     Returns:
@@ -75,14 +81,18 @@ def learn(
     terms = {name: loss for name, loss in losses.items() if loss.weight > 0}
     if not terms and not fills_statistics:
         return {}
-    with ExitStack() as kept:
-        if not fills_statistics:
-            kept.enter_context(kept_statistics(student))
-        with torch.set_grad_enabled(bool(terms)):
-            views = stochastic_pass(student, images, passes, generators)
-            values = {name: loss.of(views) for name, loss in terms.items()}
-        if fills_statistics and student.encoder.checkpointing:  # passes run again for gradients
-            kept.enter_context(kept_statistics(student))
-        if terms:
-            reduce(torch.add, (terms[name].weight * values[name] for name in terms)).backward()
-    return {name: value.detach() for name, value in values.items()}
+    drawn = student.draw(images.shape[-2:], passes, generators)
+    told: list[dict[str, Tensor]] = []
+    for part in micro_batches(len(images), at_once):
+        with ExitStack() as kept:
+            if not fills_statistics:
+                kept.enter_context(kept_statistics(student))
+            with torch.set_grad_enabled(bool(terms)):
+                views = student.observe(images, *drawn, part)
+                values = {name: loss.of(views) for name, loss in terms.items()}
+            if fills_statistics and student.encoder.checkpointing:  # passes run again for gradients
+                kept.enter_context(kept_statistics(student))
+            if terms:
+                reduce(torch.add, (terms[name].weight * values[name] for name in terms)).backward()
+        told.append({name: value.detach() for name, value in values.items()})
+    return {name: reduce(torch.add, (each[name] for each in told)) for name in terms}

@@ -1,4 +1,8 @@
-"""Losses on logits, labels and features; of several processes, each has its share of the loss."""
+"""Losses on logits, labels and features; of several processes, each has its share of the loss.
+
+Labels, weights and masks are those of all images of a process. Logits and features may be of a
+`part` of them, a micro-batch: then the loss is that part's share.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from ssda.method.uncertainty import mutual_information
 from ssda.networks.heads import enlarge
 from ssda.networks.segmenter import Views
 from ssda.networks.windows import cut
-from ssda.processes import count, summed
+from ssda.processes import WHOLE, count, summed
 from ssda.tensors import on_device
 
 DETAIL_SHARE = 0.1
@@ -24,14 +28,16 @@ def labelling_loss(views: Views, labels: Tensor, weights: Tensor | None = None) 
 
     Args:
         views: the first of its passes counts; logits are enlarged to the labels.
-        labels: (N, H, W) int64, IGNORE does not count.
+        labels: (N, H, W) int64, IGNORE does not count; of the whole batch that the views are of.
         weights: (N, H, W), >= 0, for `weighted_loss`; None for `source_loss`.
     """
 
     def loss(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         full = enlarge(logits, labels.shape[-2:])
         return (
-            source_loss(full, labels) if weights is None else weighted_loss(full, labels, weights)
+            source_loss(full, labels, views.part)
+            if weights is None
+            else weighted_loss(full, labels, weights, views.part)
         )
 
     fused = loss(views.logits[0], labels, weights)
@@ -44,37 +50,41 @@ def labelling_loss(views: Views, labels: Tensor, weights: Tensor | None = None) 
     return (1 - DETAIL_SHARE) * fused + DETAIL_SHARE * detail
 
 
-def source_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def source_loss(logits: Tensor, labels: Tensor, part: slice = WHOLE) -> Tensor:
     """Cross entropy in nats, mean over labelled pixels; 0 where there are none.
 
     Args:
-        logits: (N, C, H, W).
+        logits: (n, C, H, W).
         labels: (N, H, W) int64, IGNORE does not count.
+        part: which n of the N images the logits are of.
     """
-    losses = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    losses = functional.cross_entropy(logits, labels[part], ignore_index=IGNORE, reduction="none")
     # Not reduction="sum", which adds up in any order on CUDA.
     return losses.sum() / summed((labels != IGNORE).sum()).clamp_min(1)
 
 
-def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor, part: slice = WHOLE) -> Tensor:
     """Cross entropy in nats times a weight a pixel, mean over *all* pixels.
 
     Args:
-        logits: (N, C, H, W).
+        logits: (n, C, H, W).
         labels: (N, H, W) int64, IGNORE does not count.
         weights: (N, H, W), >= 0.
+        part: which n of the N images the logits are of.
     """
-    losses = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-    return (losses * weights).mean() / count()
+    losses = functional.cross_entropy(logits, labels[part], ignore_index=IGNORE, reduction="none")
+    return (losses * weights[part]).mean() * (len(logits) / len(labels)) / count()
 
 
-def uncertainty_loss(logits: Tensor) -> Tensor:
+def uncertainty_loss(logits: Tensor, images: int) -> Tensor:
     """Mutual information of the student's own passes in bits, mean over pixels, with gradient.
 
     Args:
-        logits: (K, N, C, h, w) of K stochastic passes; the loss pulls them together.
+        logits: (K, n, C, h, w) of K stochastic passes; the loss pulls them together.
+        images: N, of which these are n.
     """
-    return mutual_information(logits.softmax(dim=2)).mean() / count()
+    share = logits.shape[1] / images
+    return mutual_information(logits.softmax(dim=2)).mean() * share / count()
 
 
 def thing_cells(
@@ -95,13 +105,16 @@ def thing_cells(
     return (covered >= min_share).any(dim=1)
 
 
-def feature_distance(features: Tensor, reference: Tensor, cells: Tensor) -> Tensor:
+def feature_distance(
+    features: Tensor, reference: Tensor, cells: Tensor, part: slice = WHOLE
+) -> Tensor:
     """L2 distance of features over channels, mean over the cells; 0 where there are none.
 
     Args:
-        features: (N, D, h, w) of the student; gets the gradient.
+        features: (n, D, h, w) of the student; gets the gradient.
         reference: (N, D, h, w) of the frozen ImageNet encoder.
         cells: (N, h, w) bool.
+        part: which n of the N images the features are of.
     """
-    distances = torch.linalg.vector_norm(features.float() - reference.float(), dim=1)
-    return (distances * cells).sum() / summed(cells.sum()).clamp_min(1)
+    distances = torch.linalg.vector_norm(features.float() - reference[part].float(), dim=1)
+    return (distances * cells[part]).sum() / summed(cells.sum()).clamp_min(1)

@@ -26,6 +26,7 @@ from ssda.networks.heads import (
 from ssda.networks.stochastic_depth import draw_factors
 from ssda.networks.windows import Corner, cut, draw_corners, fuse, halve, pad_to, slide
 from ssda.params import Model
+from ssda.processes import WHOLE
 from ssda.tensors import on_device
 
 DEEPLAB_RATES = (6, 12)
@@ -42,14 +43,17 @@ class Views:
         logits: (K, N, C, h, w) float32 of K stochastic passes; fused where there are two
             resolutions.
         detail: (K, N, C, h / 2, w / 2) of the detail crops alone; None with one resolution.
-        corners: (y, x) of each image's detail crop, in pixels; empty with one resolution.
+        corners: (y, x) of each image's detail crop, in pixels, of the whole batch; empty with one
+            resolution.
         features: the encoder's maps; with two resolutions those of the context.
+        part: which images of the batch were seen.
     """
 
     logits: Tensor
     detail: Tensor | None
     corners: list[Corner]
     features: list[Tensor]
+    part: slice
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,12 @@ class Segmenter(nn.Module):
         return self._decode(self.encode(images))
 
     def observe(
-        self, images: Tensor, masks: Tensor, corners: list[Corner], depth: Tensor | None = None
+        self,
+        images: Tensor,
+        masks: Tensor,
+        corners: list[Corner],
+        depth: Tensor | None = None,
+        part: slice = WHOLE,
     ) -> Views:
         """K stochastic passes on one trunk, for training; all normalised as one batch.
 
@@ -153,21 +162,24 @@ class Segmenter(nn.Module):
             corners: of the detail crops, which have half the sides of the images, as
                 `draw_corners` gives them; empty with one resolution.
             depth: (L, N), as `draw_depth` gives it; without it no branch is skipped.
+            part: which of the images to look at.
         """
+        images, masks, own_corners = images[part], masks[:, part], corners[part]
+        depth = None if depth is None else depth[:, part]
         if self.detail is None:
             features = self.encode(images, depth)
             logits = self.classifier.stochastic(self._decode(features), masks)
-            return Views(logits, None, corners, features)
+            return Views(logits, None, corners, features, part)
         count = len(images)
         context = self.context(images)
-        detail = cut(images, corners, (context.shape[-2], context.shape[-1]))
+        detail = cut(images, own_corners, (context.shape[-2], context.shape[-1]))
         both = None if depth is None else depth.repeat(1, 2)
         features = self.encode(torch.cat([context, detail]), both)
         embedding = self._decode(features)
         features = [feature[:count] for feature in features]
         logits = self.classifier.stochastic(embedding, masks.repeat(1, 2, 1))
         low, high = logits.split(count, dim=1)
-        return Views(self._fuse(features, low, high, corners), high, corners, features)
+        return Views(self._fuse(features, low, high, own_corners), high, corners, features, part)
 
     def predict(self, images: Tensor, masks: Tensor | None = None) -> Prediction:
         """What the network says of images of any size; the details slide over them by half.
@@ -195,6 +207,14 @@ class Segmenter(nn.Module):
         high = slide(images, window, step, WINDOWS, see)
         fused = self._fuse(features, low, high)[..., : size[0], : size[1]]
         return Prediction(fused[0], fused[1:], low[0], high[0])
+
+    def draw(
+        self, size: tuple[int, ...], passes: int, generators: list[np.random.Generator]
+    ) -> tuple[Tensor, list[Corner], Tensor | None]:
+        """Dropout masks, detail crops and stochastic depth for images of `size`, for `observe`."""
+        masks = self.draw_masks(passes, generators)
+        corners = self.draw_corners(size, generators)
+        return masks, corners, self.draw_depth(generators)
 
     def draw_masks(self, passes: int, generators: list[np.random.Generator]) -> Tensor:
         """Dropout masks (K, N, D), a generator a sample; on the network's device."""
@@ -259,9 +279,7 @@ def stochastic_pass(
         passes: K, passes that follow the one trunk.
         generators: one an image.
     """
-    masks = network.draw_masks(passes, generators)
-    corners = network.draw_corners(images.shape[-2:], generators)
-    return network.observe(images, masks, corners, network.draw_depth(generators))
+    return network.observe(images, *network.draw(images.shape[-2:], passes, generators))
 
 
 def _classifier(model: Model, channels: int, num_classes: int) -> Classifier:

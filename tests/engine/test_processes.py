@@ -27,6 +27,7 @@ from ssda.method import adaptation
 from ssda.networks.normalisation import batch_normalisations, reestimate_statistics
 from ssda.params import Params
 from ssda.processes import joined
+from ssda.sections import changed
 from tests.conftest import ROOT, make_params
 
 context = multiprocessing.get_context("forkserver")
@@ -68,7 +69,7 @@ def counted_messages() -> Counter[str]:
     return messages
 
 
-def one_step(folder: Path) -> None:
+def one_step(folder: Path, at_once: int | None = None) -> None:
     """A joint step of this process; leaves its samples, gradients and report in a file.
 
     Statistics of batch normalisation are frozen: CPUs have no layer that synchronises them.
@@ -95,6 +96,7 @@ def one_step(folder: Path) -> None:
 
         adapting.joint_step = watch
         messages = counted_messages()
+        params = changed(params, {"adapt.micro_batch_size": at_once})
         record = next(adapt_steps(networks, [source], target, params, CITYSCAPES))
         adapting.joint_step = step
         gradients = {
@@ -104,7 +106,8 @@ def one_step(folder: Path) -> None:
         }
         content = {"taken": taken, "gradients": gradients, "report": asdict(record.report)}
         content["messages"] = dict(messages)
-        torch.save(content, folder / f"{processes.count()}-{processes.rank()}.pt")
+        name = f"{processes.count()}-{processes.rank()}"
+        torch.save(content, folder / (f"{name}.pt" if at_once is None else "micro-batches.pt"))
 
 
 def look_at_whole_images(folder: Path) -> None:
@@ -195,9 +198,13 @@ def test_two_processes_share_whole_images_and_find_what_one_does(
     assert torch.equal(first["confusion"], second["confusion"])
 
 
-def test_two_processes_equal_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_equal_one_and_so_do_micro_batches(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     alone, first, second = by_one_and_by_two(one_step, folder)
+    one_step(folder, at_once=2)
+    in_turn = torch.load(folder / "micro-batches.pt", weights_only=True)
     for name, images in alone["taken"].items():
         assert torch.equal(images, torch.cat([first["taken"][name], second["taken"][name]]))
     told = alone["report"]["scalars"]
@@ -207,16 +214,17 @@ def test_two_processes_equal_one(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert first["messages"] == {"all_reduce": 7, "all_gather": 2} and alone["messages"] == {}
     for kind, values in alone["report"].items():
         # Of images the first ones of a batch are shown, which the first process has.
-        for other in (first,) if kind == "images" else (first, second):
+        for other in (first, in_turn) if kind == "images" else (first, second, in_turn):
             torch.testing.assert_close(
                 other["report"][kind], values, rtol=1e-4, atol=1e-6, equal_nan=True
             )
     scale = max(float(values.abs().max()) for values in alone["gradients"].values())
     for name, values in alone["gradients"].items():
         assert torch.equal(first["gradients"][name], second["gradients"][name])
-        torch.testing.assert_close(
-            first["gradients"][name], values, rtol=1e-3, atol=1e-6 * scale, msg=name
-        )
+        for other in (first, in_turn):
+            torch.testing.assert_close(
+                other["gradients"][name], values, rtol=1e-3, atol=1e-6 * scale, msg=name
+            )
 
 
 def test_a_batch_that_cannot_be_shared_out_is_told_before_any_process_starts(
@@ -262,7 +270,8 @@ def test_out_of_memory_names_what_to_lower(error: Exception) -> None:
         guard(lambda: launch("adapt", step_params(), fail), debug=False)
     line = str(caught.value.code)
     assert "\n" not in line
-    for part in ("adapt.batch_size = 4", "images.crop = [64, 32]", "model.channels", "memory"):
+    named = ("adapt.batch_size = 4", "images.crop = [64, 32]", "adapt.micro_batch_size", "memory")
+    for part in (*named, "model.channels"):
         assert part in line
     with pytest.raises(RuntimeError, match="another"):
         launch("adapt", step_params(), lambda _: (_ for _ in ()).throw(RuntimeError("another")))

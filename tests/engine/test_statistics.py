@@ -29,11 +29,17 @@ def small_network(params: Params) -> Segmenter:
 
 
 @pytest.mark.parametrize(
-    ("crop", "batch_size", "together"),
-    [((96, 64), 4, 4), ((48, 64), 4, 2), ((48, 32), 4, 1), ((48, 32), 2, 1)],
+    ("crop", "batch_size", "at_once", "together"),
+    [
+        ((96, 64), 4, None, 4),
+        ((96, 64), 4, 2, 2),
+        ((48, 64), 4, None, 2),
+        ((48, 32), 4, None, 1),
+        ((48, 32), 2, None, 1),
+    ],
 )
 def test_they_are_of_as_many_pixels_as_a_step_sees(
-    index: Index, crop: tuple[int, int], batch_size: int, together: int
+    index: Index, crop: tuple[int, int], batch_size: int, at_once: int | None, together: int
 ) -> None:
     """Against layers that keep the mean over such batches themselves."""
     params = make_params(
@@ -41,6 +47,7 @@ def test_they_are_of_as_many_pixels_as_a_step_sees(
             "model.channels": 8,
             "images.crop": list(crop),
             "adapt.batch_size": batch_size,
+            "adapt.micro_batch_size": at_once,
             "runtime.workers": 0,
         }
     )

@@ -73,6 +73,18 @@ def batches() -> tuple[SourceBatch, TargetBatch]:
     return SourceBatch(images[0], labels), TargetBatch(images[1], counted)
 
 
+def uneven_batches() -> tuple[SourceBatch, TargetBatch]:
+    """Three images a domain, with less and less to be learnt from them."""
+    source, target = batches()
+    images, labels, others, counted = (
+        torch.cat([values, values[:1].flip(-1)])
+        for values in (source.images, source.labels, target.images, target.counted)
+    )
+    labels[1, :40], labels[2, :, :100] = IGNORE, IGNORE
+    counted[1, :30], counted[2, :, 20:] = False, False
+    return SourceBatch(images, labels), TargetBatch(others, counted)
+
+
 def make_task(overrides: dict[str, Any] | None = None) -> Task:
     often_certain = {"adapt.pseudo_labels.confidence_threshold": 0.2}
     params = make_params(often_certain | (overrides or {}))
@@ -175,6 +187,46 @@ def test_rims_are_no_seeds_weigh_nothing_and_do_not_count_in_q(networks: Network
     assert not guidance.pseudo.weights[:, -8:].any()
     assert not guidance.seeds[:, -2:].any()
     assert (guidance.pseudo.weights > 0)[target.counted].all()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(
+    networks: Networks, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Three images whose shares of every loss differ, one or two at once.
+
+    Batch normalisation is frozen: it normalises each micro-batch by itself.
+    """
+    for layer in batch_normalisations(networks.student):
+        layer.eval()
+    seen: list[int] = []
+    for name in ("observe", "predict"):
+        method = getattr(Segmenter, name)
+
+        def watch(self: Segmenter, images: torch.Tensor, *rest: Any, of: Any = method) -> Any:
+            part = rest[3] if len(rest) == 4 else slice(None)
+            seen.append(len(images[part]))
+            return of(self, images, *rest)
+
+        monkeypatch.setattr(Segmenter, name, watch)
+    found: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
+    for at_once in (None, size):
+        everything = {
+            "adapt.losses.masked": 1.0,
+            "adapt.losses.feature_distance": 1.0,
+            "adapt.feature_distance.min_share": 0.5,
+            "adapt.pseudo_labels.confidence_threshold": 0.25,
+            "adapt.pseudo_labels.mirrored": True,
+            "adapt.micro_batch_size": at_once,
+        }
+        networks.student.zero_grad()
+        report = joint_step(networks, *uneven_batches(), make_task(everything), 0)
+        found.append((gradient(networks.student), report.losses | report.scalars))
+    assert set(seen[:6]) == {3} and max(seen[6:]) == size and sum(seen[6:]) == sum(seen[:6])
+    (whole, told), (parts, told_of_parts) = found
+    assert 0 < told["certain_share"] < 1 and 0 < told["thing_cell_share"] < 1
+    torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
+    torch.testing.assert_close(told_of_parts, told)
 
 
 def test_the_draws_of_a_step_depend_on_the_step_alone(networks: Networks) -> None:

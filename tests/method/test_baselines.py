@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from torch.nn import functional
 from pipeline.overlays import load_preset
 from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.labels import CITYSCAPES, IGNORE
-from ssda.method import learning
 from ssda.method.adaptation import Networks, joint_step
 from ssda.method.guidance import Task, guide
 from ssda.method.learning import Report
@@ -91,8 +91,10 @@ def step_of(method: str, monkeypatch: pytest.MonkeyPatch) -> Step:
     task = Task(params.adapt, frequencies, CITYSCAPES.things, 0, params.source_augmentation)
     step = Step(params, networks_of(params), task, Report({}))
 
-    def record(student: Segmenter, images: Tensor, *rest: object) -> Views:
-        views = stochastic_pass(student, images, *rest)
+    observe = Segmenter.observe
+
+    def record(student: Segmenter, images: Tensor, *rest: Any) -> Views:
+        views = observe(student, images, *rest)
         step.passes.append((images, views))
         return views
 
@@ -102,7 +104,7 @@ def step_of(method: str, monkeypatch: pytest.MonkeyPatch) -> Step:
         step.total += loss.item()
         backward(loss)
 
-    monkeypatch.setattr(learning, "stochastic_pass", record)
+    monkeypatch.setattr(Segmenter, "observe", record)
     monkeypatch.setattr(Tensor, "backward", add_up)
     step.report = joint_step(step.networks, *batches(), task, 0)
     return step

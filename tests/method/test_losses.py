@@ -42,12 +42,12 @@ def test_an_all_ignore_label_gives_zero_and_a_zero_gradient() -> None:
 def test_the_uncertainty_loss_pulls_the_passes_together() -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 1, 4, 3, 3, requires_grad=True)
-    loss = uncertainty_loss(logits)
+    loss = uncertainty_loss(logits, 1)
     (step,) = torch.autograd.grad(loss, logits)
     assert loss > 0
     moved = logits - 5 * step
     assert (moved[0] - moved[1]).norm() < (logits[0] - logits[1]).norm()
-    assert uncertainty_loss(moved) < loss
+    assert uncertainty_loss(moved, 1) < loss
 
 
 def test_thing_cells_need_one_class_to_cover_their_share() -> None:
