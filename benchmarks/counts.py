@@ -22,7 +22,7 @@ from benchmarks.made_up import convert_game, write_game
 from benchmarks.presets import PRESETS
 from pipeline.overlays import load_preset
 from ssda.datasets.index import Index
-from ssda.engine.adapting import adapt_steps
+from ssda.engine.adapting import adapt_steps, projector_of
 from ssda.engine.device import pick_precision
 from ssda.engine.training import StepRecord
 from ssda.files import write_json
@@ -72,16 +72,17 @@ def fake_networks(params: Params) -> Networks:
         student, teacher = (Segmenter(params.model, CITYSCAPES.num_classes) for _ in range(2))
         imagenet = Encoder(params.model) if params.adapt.losses.feature_distance > 0 else None
         predicted = PredictedShares(CITYSCAPES.num_classes)
+        projector = projector_of(student, params)
     teacher.requires_grad_(False)
     encoder = None if imagenet is None else frozen(imagenet)
-    for module in (student, teacher, encoder, predicted):
+    for module in (student, teacher, encoder, predicted, projector):
         if module is not None:
             move(module)
     precision = pick_precision(params.compute.precision, CUDA)
     for each in (student.encoder, teacher.encoder, encoder):
         if each is not None:
             each.precision = precision
-    return Networks(student.train(), teacher.eval(), encoder, predicted)
+    return Networks(student.train(), teacher.eval(), encoder, predicted, projector)
 
 
 def made_up_images(folder: Path, count: int, size: tuple[int, int]) -> Index:

@@ -22,6 +22,7 @@ from torch import Tensor
 from benchmarks.measure import Answer, apart, command, interleave, peak_gib, ratio
 from pipeline.overlays import load_preset
 from ssda.datasets.batches import SourceBatch, TargetBatch
+from ssda.engine.adapting import projector_of
 from ssda.engine.device import pick_device, place
 from ssda.engine.training import create_optimiser
 from ssda.labels import CITYSCAPES
@@ -90,7 +91,8 @@ def create_setting(params: Params) -> Setting:
     imagenet = frozen(copy.deepcopy(student.encoder)) if pulls else None
     source, target = next(made_up_batches(params))
     predicted = PredictedShares(CITYSCAPES.num_classes).to(device)
-    networks = Networks(student, create_teacher(student), imagenet, predicted)
+    projector = projector_of(student, params)
+    networks = Networks(student, create_teacher(student), imagenet, predicted, projector)
     return Setting(params, networks, source.to(device), target.to(device))
 
 
@@ -129,7 +131,7 @@ def made_up_task(params: Params, device: torch.device) -> Task:
 def whole_step(setting: Setting) -> Callable[[], Report]:
     """A joint step with everything on, optimiser and teacher's update included."""
     params, networks = setting.params, setting.networks
-    optimiser = create_optimiser(networks.student, params.adapt.optimiser)
+    optimiser = create_optimiser(networks.student, params.adapt.optimiser, networks.projector)
     task = made_up_task(params, networks.student.device)
     update = moving_average(networks.teacher, networks.student, params.adapt.teacher_momentum)
 

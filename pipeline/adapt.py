@@ -55,15 +55,8 @@ def adapt(params: Params) -> None:
     with training("adapt", params, space, device, images, paths.ADAPTED) as stage:
         student = synchronised(place(student, device, params.compute))
         networks = start_networks(student, target, params)
-        optimiser = create_optimiser(networks.student, settings.optimiser)
-        progress = stage.kept.restore(
-            {
-                "student": networks.student,
-                "teacher": networks.teacher,
-                "predicted shares": networks.predicted,
-            },
-            optimiser,
-        )
+        optimiser = create_optimiser(networks.student, settings.optimiser, networks.projector)
+        progress = stage.kept.restore(networks.state(), optimiser)
         if rank() == 0:
             crf = f", TruCRF by its {describe_form(device)}" if settings.losses.trucrf > 0 else ""
             command.say(

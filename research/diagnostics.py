@@ -32,6 +32,7 @@ from ssda.datasets.loading import (
     evaluation_batches,
     source_batches,
 )
+from ssda.engine.adapting import projector_of
 from ssda.engine.checkpoints import load_network
 from ssda.files import write_json
 from ssda.labels import IGNORE, load_space
@@ -444,7 +445,8 @@ def gradients(
     encoder = Encoder(params.model)
     load_imagenet_weights(encoder, params.model)
     predicted = PredictedShares(len(frequencies))
-    networks = Networks(student, teacher, frozen(encoder), predicted)
+    projector = projector_of(student, params)
+    networks = Networks(student, teacher, frozen(encoder), predicted, projector)
     samples = SourceSamples(
         [data.source], params.images, params.sampling, params.random_state, "diagnostics"
     )

@@ -251,8 +251,12 @@ class TruCRF(Section):
 class FeatureDistance(Section):
     """Distance to the frozen ImageNet features."""
 
+    cells: Literal["things", "all"]
+    """Where and how: things: cells of source images that one thing class fills, by the L2 distance
+    (DAFormer); all: all cells of source and of target images, by cosine and smooth L1 behind a
+    small network that learns with the student (VFM-UDA++)."""
     min_share: PositiveShare
-    """A cell counts where one thing class covers at least this share."""
+    """A cell counts as filled where one thing class covers at least this share."""
     stride: Literal[4, 8, 16, 32]
     """Stride of the encoder stage that is compared, in pixels."""
 
@@ -450,10 +454,11 @@ class Params(Section):
                 raise ValueError(
                     f"evaluate.subsets = {name}: allowed with labels {self.labels} are {allowed}"
                 )
-        if self.adapt.losses.feature_distance > 0 and not space.things:
+        by_things = self.adapt.feature_distance.cells == "things"
+        if self.adapt.losses.feature_distance > 0 and by_things and not space.things:
             raise ValueError(
                 f"adapt.losses.feature_distance = {self.adapt.losses.feature_distance}: must be 0 "
-                f"where labels {self.labels} name no things"
+                f"where labels {self.labels} name no things, or feature_distance.cells all"
             )
         return self
 

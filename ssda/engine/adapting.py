@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssda.datasets.batches import SourceBatch, TargetBatch
 from ssda.datasets.index import Index, class_frequencies
@@ -30,6 +30,7 @@ from ssda.method.learning import Report
 from ssda.method.subdomains import PredictedShares, label_counts
 from ssda.method.teacher import create_teacher, frozen
 from ssda.networks.encoders import Encoder, load_imagenet_weights
+from ssda.networks.heads import create_projector
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
 from ssda.processes import summed
@@ -58,7 +59,18 @@ def start_networks(student: Segmenter, target: Index, params: Params) -> Network
         for network in (teacher, imagenet):
             if network is not None:
                 network.compile()
-    return Networks(student.train(), teacher, imagenet, predicted)
+    return Networks(student.train(), teacher, imagenet, predicted, projector_of(student, params))
+
+
+def projector_of(student: Segmenter, params: Params) -> nn.Module | None:
+    """What the student's features are compared behind, drawn from random_state; None: nothing."""
+    settings = params.adapt.feature_distance
+    if params.adapt.losses.feature_distance == 0 or settings.cells == "things":
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(params.random_state)
+        encoder = student.encoder
+        return create_projector(encoder.channels[encoder.stage(settings.stride)]).to(student.device)
 
 
 @torch.inference_mode()
@@ -107,7 +119,9 @@ def adapt_steps(
     """
     settings = params.adapt
     device = networks.student.device
-    progress = progress or Progress(create_optimiser(networks.student, settings.optimiser), 0)
+    progress = progress or Progress(
+        create_optimiser(networks.student, settings.optimiser, networks.projector), 0
+    )
     frequencies = torch.from_numpy(class_frequencies(sources)).to(device)
     task = Task(
         settings, frequencies, space.things, params.random_state, params.source_augmentation

@@ -101,7 +101,7 @@ def train(
             what was not finite and the files.
     """
     optimiser = progress.optimiser
-    parameters = list(network.parameters())
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     statistics = own_statistics(network)
     buffers = of_one_type(network.buffers())
     kept = [[buffer.clone() for buffer in group] for group in buffers]
@@ -166,8 +166,16 @@ def own_statistics(network: nn.Module) -> list[Tensor]:
     ]
 
 
-def create_optimiser(network: Segmenter, settings: Optimiser) -> torch.optim.AdamW:
-    """AdamW with a higher rate for all but the encoder; ValueError for a wrong layer_decay."""
+def create_optimiser(
+    network: Segmenter, settings: Optimiser, beside: nn.Module | None = None
+) -> torch.optim.AdamW:
+    """AdamW with a higher rate for all but the encoder; ValueError for a wrong layer_decay.
+
+    Args:
+        network: whose parameters learn.
+        settings: rates and decay.
+        beside: another module that learns as the network's head does.
+    """
     encoder = [
         {
             "params": values,
@@ -177,6 +185,7 @@ def create_optimiser(network: Segmenter, settings: Optimiser) -> torch.optim.Ada
         for factor, decays, values in network.encoder.parameter_groups(settings.layer_decay)
     ]
     head = [v for name, v in network.named_parameters() if not name.startswith("encoder.")]
+    head += [] if beside is None else beside.parameters()
     return torch.optim.AdamW(
         [*encoder, {"params": head, "lr": settings.learning_rate * settings.head_factor}],
         weight_decay=settings.weight_decay,

@@ -3,6 +3,8 @@
 Loss = L_source + w_mix L_mix + w_fd L_fd + w_t (w_seed L_seed + w_unc L_unc + w_crf L_crf)
        + w_masked L_masked (off by default)
 
+L_fd is of source images, or of both domains.
+
 With two resolutions seeds, uncertainty and TruCRF see the fused logits; every cross entropy is 0.9
 that of the fused and 0.1 that of the detail crop's own logits.
 
@@ -21,7 +23,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ssda.datasets.batches import SourceBatch, TargetBatch
@@ -36,7 +38,13 @@ from ssda.method.guidance import (
     step_draws,
 )
 from ssda.method.learning import Loss, Report, learn
-from ssda.method.losses import feature_distance, labelling_loss, thing_cells, uncertainty_loss
+from ssda.method.losses import (
+    feature_distance,
+    labelling_loss,
+    projected_distance,
+    thing_cells,
+    uncertainty_loss,
+)
 from ssda.method.mixing import augment, jitter, mask_blocks, mix, paste_mask
 from ssda.method.subdomains import PredictedShares
 from ssda.method.teacher import moving_average
@@ -60,12 +68,21 @@ class Networks:
         teacher: its moving average; in evaluation mode, no gradients.
         imagenet: frozen encoder; None where its distance weighs 0.
         predicted: how often the teacher has predicted each class, of the steps that are done.
+        projector: learns with the student, whose features are compared behind it with the frozen
+            encoder's; None where they are compared as they are, or not at all.
     """
 
     student: Segmenter
     teacher: Segmenter
     imagenet: Encoder | None
     predicted: PredictedShares
+    projector: nn.Module | None = None
+
+    def state(self) -> dict[str, nn.Module]:
+        """What training changes, by name."""
+        named = {"student": self.student, "teacher": self.teacher}
+        own = {"predicted shares": self.predicted, "projector": self.projector}
+        return named | {name: module for name, module in own.items() if module is not None}
 
 
 def joint_step(
@@ -108,6 +125,8 @@ def joint_step(
             w_t * weights.uncertainty, lambda seen: uncertainty_loss(seen.logits, len(images))
         ),
     }
+    if networks.projector is not None:
+        terms["target_feature_distance"] = projected_loss(networks, images, task)
     passes = settings.uncertainty.student_passes if weights.uncertainty > 0 else 1
     losses |= see(images, draws("target dropout"), terms, passes=passes, fills_statistics=True)
 
@@ -145,7 +164,7 @@ def follow_student(networks: Networks, momentum: float) -> Callable[[int, Report
 def source_losses(
     networks: Networks, images: Tensor, labels: Tensor, task: Task
 ) -> tuple[dict[str, Loss], dict[str, Tensor]]:
-    """L_source and w_fd L_fd; and the share of cells in which the features are compared.
+    """L_source and w_fd L_fd; and the share of cells that a thing fills, where it is of these.
 
     Args:
         networks: whose frozen encoder is asked.
@@ -154,23 +173,45 @@ def source_losses(
         task: what stays the same.
     """
     terms = {"source": Loss(1.0, partial(labelling_loss, labels=labels))}
-    encoder, settings = networks.imagenet, task.settings.feature_distance
-    if encoder is None:
+    if networks.imagenet is None:
         return terms, {}
-    stage = encoder.stage(settings.stride)
-    with torch.no_grad():
-        reference = torch.cat(
-            [
-                encoder(networks.student.context(images[part]))[stage]
-                for part in micro_batches(len(images), task.settings.micro_batch_size)
-            ]
-        )
-        cells = thing_cells(labels, task.things, reference.shape[-2:], settings.min_share)
+    if networks.projector is not None:
+        terms["feature_distance"] = projected_loss(networks, images, task)
+        return terms, {}
+    stage, reference = frozen_features(networks, images, task)
+    min_share = task.settings.feature_distance.min_share
+    cells = thing_cells(labels, task.things, reference.shape[-2:], min_share)
     weight = task.settings.losses.feature_distance
     terms["feature_distance"] = Loss(
         weight, lambda seen: feature_distance(seen.features[stage], reference, cells, seen.part)
     )
     return terms, {"thing_cell_share": divided(cells.float().mean())}
+
+
+def projected_loss(networks: Networks, images: Tensor, task: Task) -> Loss:
+    """w_fd L_fd on all cells of images (N, 3, H, W) of either domain, behind the projector."""
+    assert networks.projector is not None
+    projector, encoder = networks.projector, networks.student.encoder
+    stage, reference = frozen_features(networks, images, task)
+
+    def distance(seen: Views) -> Tensor:
+        with encoder.autocast():
+            projected = projector(seen.features[stage])
+        return projected_distance(projected, reference, seen.part)
+
+    return Loss(task.settings.losses.feature_distance, distance)
+
+
+@torch.no_grad()
+def frozen_features(networks: Networks, images: Tensor, task: Task) -> tuple[int, Tensor]:
+    """The stage that is compared, and what the frozen encoder gives there, (N, D, h, w)."""
+    assert networks.imagenet is not None
+    stage = networks.imagenet.stage(task.settings.feature_distance.stride)
+    features = [
+        networks.imagenet(networks.student.context(images[part]))[stage]
+        for part in micro_batches(len(images), task.settings.micro_batch_size)
+    ]
+    return stage, torch.cat(features)
 
 
 def seed_loss(seen: Views, guidance: Guidance) -> Tensor:

@@ -21,6 +21,8 @@ from ssda.tensors import on_device
 
 DETAIL_SHARE = 0.1
 """HRDA's lambda_d: the loss is 0.9 that of the fused logits and 0.1 that of the detail crops."""
+SMOOTH_SHARE = 0.1
+"""VFM-UDA++: its feature distance is 0.1 smooth L1 and 0.9 of what the cosine lacks to 1."""
 
 
 def labelling_loss(views: Views, labels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -118,3 +120,19 @@ def feature_distance(
     """
     distances = torch.linalg.vector_norm(features.float() - reference[part].float(), dim=1)
     return (distances * cells[part]).sum() / summed(cells.sum()).clamp_min(1)
+
+
+def projected_distance(features: Tensor, reference: Tensor, part: slice = WHOLE) -> Tensor:
+    """Smooth L1 and 1 - cosine over channels, mean over all cells (VFM-UDA++, Englert, 2025).
+
+    Args:
+        features: (n, D, h, w) of the student, behind its projector.
+        reference: (N, D, h, w) of the frozen encoder; normalised here over channels.
+        part: which n of the N images the features are of.
+    """
+    features, wanted = features.float(), reference[part].float().movedim(1, -1)
+    wanted = functional.layer_norm(wanted, wanted.shape[-1:]).movedim(-1, 1)
+    smooth = functional.smooth_l1_loss(features, wanted, reduction="none").mean(1)
+    turned = 1 - functional.cosine_similarity(features, wanted)
+    distances = SMOOTH_SHARE * smooth + (1 - SMOOTH_SHARE) * turned
+    return distances.mean() * (len(features) / len(reference)) / count()

@@ -120,6 +120,19 @@ class LastStage(nn.Module):
         return features[-1]
 
 
+def create_projector(channels: int) -> nn.Sequential:
+    """A small network (N, D, h, w) -> (N, D, h, w) of each cell by itself, as VFM-UDA++ has it.
+
+    Features are compared with those of another encoder behind it, so that they need not equal them.
+    """
+    return nn.Sequential(
+        nn.Conv2d(channels, 4 * channels, 1),
+        LayerNorm2d(4 * channels),
+        nn.GELU(),
+        nn.Conv2d(4 * channels, channels, 1),
+    )
+
+
 class Classifier(nn.Module):
     """Logits of an embedding: one 1x1 convolution, or DeepLabV2's sum of atrous ones.
 

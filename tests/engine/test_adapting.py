@@ -13,8 +13,11 @@ from ssda.datasets.index import read_index
 from ssda.engine import adapting
 from ssda.engine.adapting import adapt_steps, start_networks
 from ssda.engine.pretraining import imagenet_network
+from ssda.engine.state import copy_tensors, restore
 from ssda.engine.statistics import use_target_statistics
+from ssda.engine.training import Progress, create_optimiser
 from ssda.labels import CITYSCAPES
+from ssda.method.adaptation import Networks
 from ssda.method.learning import Report
 from tests.conftest import make_params
 
@@ -76,6 +79,34 @@ def test_shares_at_the_start_are_those_of_the_labels_of_whole_target_images(fold
         counts += np.bincount(labels[first:rows, left:right].flatten().numpy(), minlength=19)
     assert networks.predicted.start.tolist() == pytest.approx((counts / counts.sum()).tolist())
     assert networks.student.training and not networks.teacher.training
+
+
+def test_the_projector_learns_and_is_in_the_state_that_training_goes_on_from(folder: Path) -> None:
+    params = make_params(
+        SMALL | {"adapt.feature_distance.cells": "all", "adapt.optimiser.warmup": 0}
+    )
+    source, target = read_index(folder / "source"), read_index(folder / "target")
+
+    def start() -> tuple[Networks, torch.optim.AdamW]:
+        networks = start_networks(imagenet_network(params, 19), target, params)
+        settings = params.adapt.optimiser
+        return networks, create_optimiser(networks.student, settings, networks.projector)
+
+    networks, optimiser = start()
+    assert networks.projector is not None
+    drawn = copy.deepcopy(networks.projector.state_dict())
+    steps = adapt_steps(networks, [source], target, params, CITYSCAPES, Progress(optimiser, 0))
+    next(steps)
+    saved = copy_tensors(networks.state(), optimiser)
+    next(steps)
+    moved = networks.projector.state_dict()
+    assert not any(torch.equal(drawn[name], values) for name, values in moved.items())
+    again, optimiser = start()
+    restore(again.state(), optimiser, saved)
+    next(adapt_steps(again, [source], target, params, CITYSCAPES, Progress(optimiser, 1)))
+    for one, other in zip(networks.state().values(), again.state().values(), strict=True):
+        for name, values in one.state_dict().items():
+            assert torch.equal(values, other.state_dict()[name]), name
 
 
 def test_adaptation_ends_with_statistics_of_plain_target_images(folder: Path) -> None:

@@ -17,6 +17,7 @@ from ssda.method.adaptation import Networks, joint_step, look
 from ssda.method.guidance import Task, guide
 from ssda.method.subdomains import PredictedShares, corrected_ratios
 from ssda.method.teacher import create_teacher, frozen, moving_average
+from ssda.networks.heads import create_projector
 from ssda.networks.normalisation import batch_normalisations, reestimate_statistics
 from ssda.networks.segmenter import Segmenter, Views, stochastic_pass
 from ssda.randomness import generators
@@ -124,6 +125,30 @@ def test_each_loss_has_a_gradient(networks: Networks, key: str, value: float) ->
     assert difference.isfinite().all()
 
 
+def test_features_are_compared_on_both_domains_behind_a_projector(networks: Networks) -> None:
+    projector = create_projector(networks.student.encoder.channels[2])
+    behind = dataclasses.replace(networks, projector=projector)
+    chosen = OFF | {"adapt.losses.feature_distance": 1.0, "adapt.losses.target": 0.0}
+    chosen |= {"adapt.feature_distance.cells": "all", "adapt.feature_distance.stride": 16}
+    found: list[torch.Tensor] = []
+    for target in (True, False):
+        source, other = batches()
+        if not target:
+            other = dataclasses.replace(other, images=torch.zeros_like(other.images))
+        behind.student.zero_grad()
+        projector.zero_grad()
+        report = joint_step(behind, source, other, make_task(chosen), 0)
+        assert {"feature_distance", "target_feature_distance"} < report.losses.keys()
+        assert report.losses["feature_distance"] > 0.1
+        found.append(gradient(behind.student))
+        assert all(p.grad is not None and p.grad.any() for p in projector.parameters())
+    without = step_gradient(dataclasses.replace(networks, imagenet=None), OFF)
+    assert (found[0] - found[1]).norm() > 1e-4 * without.norm()
+    assert (found[1] - without).norm() > 1e-4 * without.norm()
+    names = networks.student.state_dict().keys()
+    assert behind.student.state_dict().keys() == names == networks.teacher.state_dict().keys()
+
+
 @pytest.mark.parametrize("correction", [0.0, 2.0])
 def test_uncertainty_is_above_zero_and_seeds_have_their_share(
     networks: Networks, correction: float
@@ -189,9 +214,9 @@ def test_rims_are_no_seeds_weigh_nothing_and_do_not_count_in_q(networks: Network
     assert (guidance.pseudo.weights > 0)[target.counted].all()
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize(("size", "cells"), [(1, "things"), (2, "things"), (2, "all")])
 def test_micro_batches_give_the_gradient_of_the_whole_batch(
-    networks: Networks, monkeypatch: pytest.MonkeyPatch, size: int
+    networks: Networks, monkeypatch: pytest.MonkeyPatch, size: int, cells: str
 ) -> None:
     """Three images whose shares of every loss differ, one or two at once.
 
@@ -199,6 +224,9 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
     """
     for layer in batch_normalisations(networks.student):
         layer.eval()
+    if cells == "all":
+        projector = create_projector(networks.student.encoder.channels[2])
+        networks = dataclasses.replace(networks, projector=projector)
     seen: list[int] = []
     for name in ("observe", "predict"):
         method = getattr(Segmenter, name)
@@ -215,6 +243,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
             "adapt.losses.masked": 1.0,
             "adapt.losses.feature_distance": 1.0,
             "adapt.feature_distance.min_share": 0.5,
+            "adapt.feature_distance.cells": cells,
             "adapt.pseudo_labels.confidence_threshold": 0.25,
             "adapt.pseudo_labels.mirrored": True,
             "adapt.micro_batch_size": at_once,
@@ -224,7 +253,8 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
         found.append((gradient(networks.student), report.losses | report.scalars))
     assert set(seen[:6]) == {3} and max(seen[6:]) == size and sum(seen[6:]) == sum(seen[:6])
     (whole, told), (parts, told_of_parts) = found
-    assert 0 < told["certain_share"] < 1 and 0 < told["thing_cell_share"] < 1
+    assert 0 < told["certain_share"] < 1
+    assert cells == "all" or 0 < told["thing_cell_share"] < 1
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
     torch.testing.assert_close(told_of_parts, told)
 

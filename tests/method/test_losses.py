@@ -6,6 +6,7 @@ import torch
 from ssda.labels import IGNORE
 from ssda.method.losses import (
     feature_distance,
+    projected_distance,
     source_loss,
     thing_cells,
     uncertainty_loss,
@@ -68,6 +69,24 @@ def test_feature_distance_is_the_mean_norm_over_the_cells() -> None:
     assert loss.item() == pytest.approx(3.0)
     (gradient,) = torch.autograd.grad(loss, features)
     assert gradient[..., 0].norm() > 0 and not gradient[..., 2].any()
+
+
+def test_projected_distance_equals_the_written_out_form() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, 1, 2, generator=generator)
+    reference = 4 * torch.randn(2, 3, 1, 2, generator=generator)
+    each: list[float] = []
+    for n, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        f, r = features[n, :, 0, x].double(), reference[n, :, 0, x].double()
+        r = (r - r.mean()) / (r.var(correction=0) + 1e-5).sqrt()
+        smooth = [0.5 * d * d if abs(d) < 1 else abs(d) - 0.5 for d in (f - r).tolist()]
+        cosine = float(f @ r / f.norm() / r.norm())
+        each.append(0.1 * sum(smooth) / 3 + 0.9 * (1 - cosine))
+    whole = projected_distance(features, reference)
+    assert whole.item() == pytest.approx(sum(each) / 4, rel=1e-5)
+    part = slice(1, 2)
+    half = projected_distance(features[part], reference, part)
+    assert half.item() == pytest.approx(sum(each[2:]) / 4, rel=1e-5)
 
 
 def test_without_a_qualifying_cell_the_distance_is_zero_not_nan() -> None:

@@ -110,8 +110,10 @@ def two_steps(params: Params, converted: dict[str, Index]) -> None:
     records = list(adapt_steps(networks, sources, converted["cityscapes"], params, CITYSCAPES))
     assert len(records) == 2
     losses = params.adapt.losses
-    parts = {"seed", "uncertainty", "trucrf", "feature_distance", "mix"}
+    parts = {"seed", "uncertainty", "trucrf", "feature_distance", "mix", "masked"}
     expected = {"source"} | {name for name in parts if getattr(losses, name) > 0}
+    if "feature_distance" in expected and params.adapt.feature_distance.cells == "all":
+        expected.add("target_feature_distance")
     for record in records:
         scalars = record.scalars()
         names = {key.removeprefix("loss_") for key in scalars if key.startswith("loss_")}
