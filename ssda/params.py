@@ -107,6 +107,9 @@ class Model(Section):
     """File with the encoder's weights; null: its pretrained weights."""
     head: Literal["daformer", "deeplabv2"]
     """Decode head; deeplabv2 dilates the encoder to stride 8."""
+    pyramid: Literal["blocks", "last"]
+    """What DAFormer's head sees of a plain vision transformer at strides 4, 8, 16 and 32: blocks:
+    the maps of four of its blocks, a quarter of them apart; last: the last map alone (ViTDet)."""
     channels: Width
     """Width of DAFormer's head; DeepLabV2 has none."""
     dropout: ShareBelowOne

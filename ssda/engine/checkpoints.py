@@ -19,6 +19,8 @@ from ssda.networks.segmenter import Segmenter
 from ssda.params import Model, Size
 from ssda.sections import Section, parse_json, validate
 
+OF_OLDER_FILES: dict[str, Any] = {"pyramid": "blocks"}
+"""What networks are whose file does not say it."""
 Mean = Annotated[float, Field(ge=-1000, le=1000)]
 Deviation = Annotated[float, Field(ge=0.001, le=1000)]
 
@@ -131,6 +133,7 @@ def _check_model(path: Path, own: Model, model: Model) -> None:
 def kind(model: Model) -> str:
     """What decides the names and shapes of a network's tensors, in words."""
     width = f" of {model.channels} channels" if model.head == "daformer" else ""
+    width += " on the last map" if model.pyramid == "last" else ""
     views = "one resolution" if model.detail is None else "two resolutions"
     return f"{model.encoder.partition('.')[0]} with {model.head}{width} at {views}"
 
@@ -147,7 +150,7 @@ def _read_description(path: Path) -> tuple[Description, Model, LabelSpace]:
     if content == {}:
         raise ValueError(f"{path}: does not describe itself; only files of this project do")
     description = validate(Description, content, str(path))
-    model = validate(Model, description.model, str(path))
+    model = validate(Model, OF_OLDER_FILES | description.model, str(path))
     space = parse_space(description.space, str(path))
     if not is_built_in(model.encoder):
         raise ValueError(

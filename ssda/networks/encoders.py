@@ -59,7 +59,7 @@ class Encoder(nn.Module):
 
     Hierarchical networks give strides 4, 8, 16 and 32 (under DeepLabV2's head 4, 8, 8 and 8), plain
     vision transformers four maps of stride 16, from a quarter, half, three quarters and all of
-    their blocks.
+    their blocks, or four times the last of these.
 
     Attributes:
         name: of the architecture, as timm or segmentation-models-pytorch has it built in.
@@ -99,6 +99,12 @@ class Encoder(nn.Module):
                 f"model.head = 'deeplabv2': encoder {model.encoder!r} cannot be dilated to stride "
                 f"{DILATED_STRIDE}; use daformer"
             )
+        if model.pyramid == "last":
+            if set(self.strides) != {PATCH}:
+                raise ValueError(
+                    f"model.pyramid = 'last': {model.encoder!r} has stages of its own; use blocks"
+                )
+            self.channels, self.strides = self.channels * len(STRIDES), [PATCH] * len(STRIDES)
         self.normalise(mean, std)
         self.depths = take_over_depth(self.network)
         take_over_positions(self.network)
@@ -124,7 +130,8 @@ class Encoder(nn.Module):
         """Features [(N, C_i, H / s_i, W / s_i)] of images (N, 3, H, W) in [0, 1]."""
         images = images.contiguous(memory_format=torch.channels_last)
         with self.autocast():
-            return self.network((images - self.mean) / self.std)
+            maps: list[Tensor] = self.network((images - self.mean) / self.std)
+        return maps * (len(self.strides) // len(maps))
 
     def skip(self, factors: Tensor | None) -> None:
         """Set the factors (L, N) of stochastic depth, until the next call; None: none is skipped.
@@ -258,7 +265,8 @@ def _timm_arguments(model: Model) -> dict[str, Any]:
         arguments["dynamic_img_size"] = True
         if reductions[0] != PATCH:
             arguments["patch_size"] = PATCH
-        indices = tuple(blocks * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
+        quarters = (4,) if model.pyramid == "last" else (1, 2, 3, 4)
+        indices = tuple(blocks * quarter // 4 - 1 for quarter in quarters)
     elif tuple(reductions[-len(STRIDES) :]) == STRIDES:
         indices = tuple(range(len(reductions) - len(STRIDES), len(reductions)))
     else:

@@ -30,7 +30,7 @@ def convolution(
 
 
 class Pyramid(nn.Module):
-    """The four maps of a plain vision transformer, all at stride 16, at strides 4, 8, 16 and 32.
+    """Four maps of a plain vision transformer, all at stride 16, at strides 4, 8, 16 and 32.
 
     Transposed convolutions and a pooling, as in ViTDet's simple feature pyramid (Li et al., 2022),
     behind a normalisation: maps of different depth differ in scale.

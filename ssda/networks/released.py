@@ -114,6 +114,7 @@ def recognise(state: Mapping[str, Tensor], place: str, detail: Size = DETAIL) ->
         "encoder": encoder,
         "weights": None,
         "head": kind,
+        "pyramid": "blocks",
         "channels": channels,
         "dropout": 0.1,
         "drop_path": 0.0,

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from ssda.engine.checkpoints import load_network, save_network, trained_size
 from ssda.labels import CITYSCAPES
@@ -48,6 +49,24 @@ def test_weights_that_do_not_fit_their_description_are_named(tmp_path: Path) -> 
     save_network(path, network, make_model({"model.channels": 8}), CITYSCAPES)
     with pytest.raises(ValueError, match="weights do not fit"):
         load_network(path)
+
+
+def test_a_file_knows_its_pyramid_and_an_older_one_has_that_of_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    vit = {"model.encoder": "vit_tiny_patch16_224", "model.channels": 8}
+    blocks, last = make_model(vit), make_model(vit | {"model.pyramid": "last"})
+    network, images = Segmenter(last, 19).eval(), torch.rand(1, 3, 64, 64)
+    save_network(path, network, last, CITYSCAPES)
+    assert torch.equal(load_network(path)[0](images), network(images))
+    with pytest.raises(ValueError, match=r"is vit_tiny.* on the last map .*, model says vit_tiny"):
+        load_network(path, blocks)
+    save_network(path, network, blocks, CITYSCAPES)
+    with safe_open(str(path), "pt") as file:
+        description = json.loads(file.metadata()["ssda"])
+    del description["model"]["pyramid"]
+    save_file(load_file(path), path, {"ssda": json.dumps(description)})
+    older, _ = load_network(path, blocks)
+    assert not torch.allclose(older(images), network(images))
 
 
 def test_the_normalisation_and_the_architecture_of_a_source_are_kept(tmp_path: Path) -> None:

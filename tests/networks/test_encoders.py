@@ -17,6 +17,7 @@ from torch import nn
 from ssda.networks.encoders import Encoder, load_imagenet_weights
 from ssda.networks.normalisation import batch_normalisations
 from ssda.networks.positions import take_over_positions
+from ssda.networks.segmenter import Segmenter
 from ssda.networks.stochastic_depth import draw_factors
 from tests.conftest import make_model
 
@@ -48,9 +49,27 @@ def test_an_encoder_is_a_name(name: str, strides: list[int]) -> None:
     assert [tuple(f.shape[1:]) for f in features] == expected
 
 
+def test_a_pyramid_of_the_last_map_sees_that_map_alone() -> None:
+    torch.manual_seed(0)
+    overrides = {"model.encoder": "vit_tiny_patch16_224", "model.channels": 8}
+    blocks = Segmenter(make_model(overrides), 3).eval()
+    last = Segmenter(make_model(overrides | {"model.pyramid": "last"}), 3).eval()
+    last.load_state_dict(blocks.state_dict())
+    images = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        wanted, features = blocks.encode(images), last.encode(images)
+        embedding = blocks.head(blocks.pyramid([wanted[3]] * 4)) if blocks.pyramid else None
+        assert embedding is not None and torch.equal(last.embed(images), embedding)
+    assert len(features) == 4 and all(torch.equal(feature, wanted[3]) for feature in features)
+    assert not torch.allclose(wanted[0], wanted[3], atol=0.1)
+    assert last.encoder.strides == [16] * 4 and last.encoder.stage(16) == 3
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        ({"model.pyramid": "last"}, "pyramid = 'last': .*lite0' has stages of its own; use blocks"),
+        ({"model.pyramid": "last", "model.encoder": "mit_b0"}, "'mit_b0' has stages of its own"),
         ({"model.encoder": "no_such_encoder"}, "no_such_encoder"),
         ({"model.encoder": "swin_tiny_patch4_window7_224"}, "channels last"),
         ({"model.encoder": "pvt_v2_b0", "model.head": "deeplabv2"}, "deeplabv2"),

@@ -63,6 +63,12 @@ def test_a_mixed_transformer_takes_any_size() -> None:
     compare(2, 43, 70)
 
 
+def test_a_pyramid_of_the_last_map_takes_any_size() -> None:
+    write_model(model__encoder="vit_small_patch16_dinov3", model__pyramid="last")
+    export(MODEL, OUT, None)
+    compare(1, 43, 70)
+
+
 def test_two_resolutions_take_one_size() -> None:
     write_model(model__encoder="resnet10t", model__detail=[64, 64], images__crop=[128, 128])
     with pytest.raises(ValueError, match=r"two resolutions, which takes --size"):
