@@ -95,7 +95,7 @@ def share_of_waiting(index: Index, params: Params, steps: int) -> Answer:
     setting = create_setting(params)
     networks, size = setting.networks, params.adapt.batch_size
     source, target = samples_of(index, params)
-    optimiser = create_optimiser(networks.student, params.adapt.optimiser)
+    optimiser = create_optimiser(networks.student, params.adapt.optimiser, networks.projector)
     device = networks.student.device
     task = made_up_task(params, device)
     workers = params.runtime.workers

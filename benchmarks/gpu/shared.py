@@ -91,7 +91,9 @@ def steps(setting: Setting, progress: Progress | None = None) -> Iterator[StepRe
     """The training loop over made-up batches, as adaptation drives it."""
     params, networks = setting.params, setting.networks
     settings, student = params.adapt, networks.student
-    progress = progress or Progress(create_optimiser(student, settings.optimiser), 0)
+    progress = progress or Progress(
+        create_optimiser(student, settings.optimiser, networks.projector), 0
+    )
     task = made_up_task(params, student.device)
 
     def add_gradients(batch: tuple[SourceBatch, TargetBatch], step: int) -> Report:

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from pipeline.overlays import load_preset
 from ssda.datasets.batches import SourceBatch, TargetBatch
+from ssda.engine.adapting import projector_of
 from ssda.labels import CITYSCAPES, IGNORE
 from ssda.method.adaptation import Networks, joint_step
 from ssda.method.guidance import Task, guide
@@ -27,7 +28,7 @@ from tests.conftest import ROOT
 
 CLASSES = CITYSCAPES.num_classes
 HEIGHT, WIDTH = 64, 128
-SEEDS = ("released", "paper_ratios", "corrected_ratios", "two_resolutions")
+SEEDS = ("released", "paper_ratios", "corrected_ratios", "two_resolutions", "vfm_uda_seeds")
 
 
 def params_of(method: str) -> Params:
@@ -39,6 +40,8 @@ def params_of(method: str) -> Params:
         "model.channels": 16,
         "model.dropout": 0.3,
         "adapt.pseudo_labels.confidence_threshold": 0.2,
+        "source_augmentation.jitter_probability": 0.0,
+        "source_augmentation.blur_probability": 0.0,
         "adapt.augmentation.jitter_probability": 0.0,
         "adapt.augmentation.blur_probability": 0.0,
     }
@@ -69,7 +72,8 @@ def networks_of(params: Params) -> Networks:
         imagenet = frozen(copy.deepcopy(student.encoder))
         for parameter in imagenet.parameters():
             parameter.data.mul_(1.05)
-    return Networks(student, create_teacher(student), imagenet, PredictedShares(CLASSES))
+    predicted, projector = PredictedShares(CLASSES), projector_of(student, params)
+    return Networks(student, create_teacher(student), imagenet, predicted, projector)
 
 
 @dataclass
@@ -144,6 +148,8 @@ def pseudo(step: Step) -> tuple[Tensor, Tensor]:
     """The teacher's labels, and q on the pixels that count."""
     target = batches()[1]
     logits = step.networks.teacher(target.images)
+    if step.params.adapt.pseudo_labels.mirrored:
+        logits = (logits + step.networks.teacher(target.images.flip(-1)).flip(-1)) / 2
     logits = functional.interpolate(logits, (HEIGHT, WIDTH), mode="bilinear")
     confidence, labels = logits.softmax(1).max(1)
     q = (confidence[target.counted] >= 0.2).double().mean()
@@ -181,6 +187,21 @@ def distance(step: Step, images: Tensor, views: Views) -> float:
     chosen = shows >= 0.75
     assert chosen.any() and not chosen.all()
     return float(difference.double().square().sum(1).sqrt()[chosen].mean())
+
+
+def everywhere(step: Step, images: Tensor, views: Views) -> float:
+    """VFM-UDA++: 0.1 smooth L1 + 0.9 (1 - cosine) in all cells, behind the projector."""
+    encoder, projector = step.networks.imagenet, step.networks.projector
+    assert encoder is not None and projector is not None
+    stage = encoder.stage(step.params.adapt.feature_distance.stride)
+    ours, wanted = projector(views.features[stage]).detach().double(), encoder(images)[stage]
+    wanted = wanted.double()
+    wanted = wanted - wanted.mean(1, keepdim=True)
+    wanted = wanted / (wanted.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    apart = (ours - wanted).abs()
+    smooth = torch.where(apart < 1, apart.square() / 2, apart - 0.5).mean(1)
+    cosine = (ours * wanted).sum(1) / (ours.norm(dim=1) * wanted.norm(dim=1))
+    return float((0.1 * smooth + 0.9 * (1 - cosine)).mean())
 
 
 def disagreement(views: Views) -> float:
@@ -243,6 +264,14 @@ for name, w_t, w_crf in (
 ):
     target_weights = {"seed": w_t, "uncertainty": w_t, "trucrf": w_t * w_crf}
     PUBLISHED[name] = PUBLISHED["daformer"] | target_weights
+PUBLISHED["vfm_uda"] = {
+    "source": 1,
+    "mix": 1,
+    "masked": 1,
+    "feature_distance": 0.1,
+    "target_feature_distance": 0.1,
+}
+PUBLISHED["vfm_uda_seeds"] = PUBLISHED["vfm_uda"] | {"seed": 0.1, "uncertainty": 0.1, "trucrf": 0.1}
 
 
 @pytest.mark.parametrize("method", PUBLISHED)
@@ -255,10 +284,13 @@ def test_the_step_is_the_published_loss(method: str, monkeypatch: pytest.MonkeyP
     images, views = passes["source"]
     assert torch.equal(images, source.images)
     wanted = {"source": both(views, source.labels, None)}
+    compared = everywhere if "target_feature_distance" in weights else distance
     if "feature_distance" in weights:
-        wanted["feature_distance"] = distance(step, images, views)
+        wanted["feature_distance"] = compared(step, images, views)
     images, views = passes["target"]
     assert torch.equal(images, target.images)
+    if "target_feature_distance" in weights:
+        wanted["target_feature_distance"] = everywhere(step, images, views)
     if method in SEEDS:
         wanted |= target_losses(step, views)
     if "mix" in weights:

@@ -63,6 +63,7 @@ def test_a_mixed_transformer_takes_any_size() -> None:
     compare(2, 43, 70)
 
 
+@pytest.mark.soak
 def test_a_pyramid_of_the_last_map_takes_any_size() -> None:
     write_model(model__encoder="vit_small_patch16_dinov3", model__pyramid="last")
     export(MODEL, OUT, None)

@@ -19,6 +19,9 @@ DATA, NETWORKS, METHODS = (
 )
 
 
+WITHOUT_SEEDS = {"source_only", "adabn", "dacs", "daformer", "hrda", "mic", "vfm_uda"}
+
+
 @pytest.fixture(autouse=True)
 def root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
@@ -53,7 +56,7 @@ def test_every_method_goes_with_presets_of_each_kind(method: str) -> None:
     for name in ("gta_dinov3_l", "gta_half", "camvid", "demo"):
         params = load_preset(name, f"method/{method}")
         seeds = params.adapt.losses.target > 0 and params.adapt.iterations > 0
-        assert seeds == (method not in ("source_only", "adabn", "dacs", "daformer", "hrda", "mic"))
+        assert seeds == (method not in WITHOUT_SEEDS)
         if method in ("hrda", "mic", "released", "two_resolutions"):
             assert params.model.detail == tuple(side // 2 for side in params.images.crop)
         else:
