@@ -74,10 +74,14 @@ def _presets() -> dict[str, str]:
     """What each preset's network has and a joint step of it takes."""
     found: dict[str, str] = {}
     for preset, known in _read("presets")["presets"].items():
-        derived, measured = known["derive"], known["measure"]
+        derived = known["derive"]
         found |= {
             f"{preset} parameters": f"{derived['encoder_million']} + {derived['head_million']}",
             f"{preset} operations": f"{derived['tera_operations_a_step']:.1f}",
+        }
+        if (measured := known.get("measure")) is None:
+            continue
+        found |= {
             f"{preset} seconds": f"{median(measured['seconds']['step']):.2f}",
             f"{preset} peak": f"{measured['peak_mib'] * 2**20 / 1e9:.1f}",
         }

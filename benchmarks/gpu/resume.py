@@ -11,10 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-
-from torch import nn
 
 from benchmarks.gpu.results import RESUMED, guarded, put
 from benchmarks.gpu.shared import prepared, preset, steps
@@ -27,20 +24,10 @@ SAVED, KILLED, END = 3, 5, 6
 PRESET, CROP = "gta_resnet101", 256
 
 
-def trained(setting: Setting) -> Mapping[str, nn.Module]:
-    """What a state holds, as adaptation saves it."""
-    networks = setting.networks
-    return {
-        "student": networks.student,
-        "teacher": networks.teacher,
-        "predicted shares": networks.predicted,
-    }
-
-
 def digest(setting: Setting) -> str:
     """Of all weights and buffers."""
     total = hashlib.sha256()
-    for network in trained(setting).values():
+    for network in setting.networks.state().values():
         for value in network.state_dict().values():
             total.update(value.detach().cpu().contiguous().numpy().tobytes())
     return total.hexdigest()[:12]
@@ -51,19 +38,21 @@ def work(mode: str, what: str, folder: Path) -> None:
     exact = {"compute.deterministic": mode == "deterministic"}
     params = changed(preset(PRESET, CROP), exact)
     setting = prepared(params)
-    optimiser = create_optimiser(setting.networks.student, params.adapt.optimiser)
+    optimiser = create_optimiser(
+        setting.networks.student, params.adapt.optimiser, setting.networks.projector
+    )
     first = 0
     if what == "resumed":
         state = read_newest(folder, print)
         assert state is not None
-        restore(trained(setting), optimiser, state.tensors)
+        restore(setting.networks.state(), optimiser, state.tensors)
         first = state.step
     for record in steps(setting, Progress(optimiser, first)):
         assert record.problem is None, record.problem
         done = record.step + 1
         if what == "killed" and done == SAVED:
             writer = StateWriter(folder, print)
-            writer.start(State(done, copy_tensors(trained(setting), optimiser), {}))
+            writer.start(State(done, copy_tensors(setting.networks.state(), optimiser), {}))
             writer.wait()
         if what == "killed" and done == KILLED:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -71,8 +71,13 @@ def milliseconds(work: Callable[[], object], rounds: int = 20) -> float:
 
 
 def preset(name: str, crop: int | None = None) -> Params:
-    """A preset for random weights: every pseudo label counts; in a rehearsal it is little."""
+    """A preset for random weights: every pseudo label counts; in a rehearsal it is little.
+
+    Where a step has micro-batches it is a step of one of them.
+    """
     params = load_preset(name)
+    if params.adapt.micro_batch_size is not None:
+        params = changed(params, {"adapt.batch_size": params.adapt.micro_batch_size})
     if SMALL:
         encoder = LITTLE.get(name, params.model.encoder)
         little = {"model.encoder": encoder, "model.channels": 16, "sampling.min_pixels": 1}
