@@ -176,3 +176,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_numbers_such_as_6e_05_are_numbers(tmp_path: Path) -> None:
     path = write(tmp_path, "learning_rate: 4.0e-4", "learning_rate: 6e-05")
     assert load_params(path).pretrain.optimiser.learning_rate == 6e-5
+
+
+def test_features_of_all_cells_are_compared_where_labels_name_no_things(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.yaml"
+    labels.write_text("classes:\n  road: [1, 1, 1]\n  sky: [2, 2, 2]\n")
+    own = {"labels": str(labels), "evaluate.subsets": []}
+    with pytest.raises(ValueError, match="name no things, or feature_distance"):
+        make_params(own)
+    assert make_params(own | {"adapt.feature_distance.cells": "all"}).labels == str(labels)
