@@ -52,6 +52,7 @@ CLASS_MIXING: Changes = NO_TARGET_LOSS | {
     "sampling.rare_class_temperature": None,
 }
 SOURCE_AUGMENTATION: Changes = {
+    "adapt.colour_transfer": 0.0,
     "source_augmentation.jitter_strength": 0.4,
     "source_augmentation.jitter_probability": 0.8,
     "source_augmentation.blur_probability": 0.5,
