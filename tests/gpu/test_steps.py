@@ -36,6 +36,7 @@ def small(name: str) -> Params:
         "model.encoder": SMALL[name],
         "model.channels": 32,
         "model.detail": detail,
+        "adapt.batch_size": min(4, params.adapt.batch_size),
         "adapt.optimiser.warmup": 0,
     }
     return changed(params, little)
