@@ -83,6 +83,15 @@ class Experiment:
         assert isinstance(content, bytes)
         return content
 
+    def listed(self, folder: str) -> list[str]:
+        """Paths in a folder, sorted; none where it is missing, or not in DVC's cache here."""
+        from dvc_data.index import DataIndexDirError
+
+        try:
+            return sorted(self.files.ls(folder, detail=False))
+        except (OSError, DataIndexDirError):
+            return []
+
     def json(self, path: str) -> dict[str, Any]:
         """A JSON file's content; ValueError where it is missing."""
         if (content := self.read(path)) is None:
@@ -113,15 +122,19 @@ class Experiment:
         """Its parameters."""
         return self.values("params.yaml")
 
+    @cached_property
+    def streets(self) -> list[str]:
+        """Names of the streets that evaluation drew; none where they are not here."""
+        return sorted(Path(path).name for path in self.listed("metrics/streets"))
+
+    def street(self, name: str, kind: str) -> str | None:
+        """A picture of a street as an address: image, truth or adapted; None without one."""
+        return self.picture(f"metrics/streets/{name}/{kind}.png")[1]
+
     @property
     def sheets(self) -> list[tuple[str, str | None]]:
         """The pictures of training, evenly chosen where there are many."""
-        from dvc_data.index import DataIndexDirError
-
-        try:
-            paths = sorted(self.files.ls("metrics/adapt/pictures", detail=False))
-        except (OSError, DataIndexDirError):
-            return []
+        paths = self.listed("metrics/adapt/pictures")
         last = max(len(paths) - 1, 1)
         chosen = sorted({round(i * last / (SHEETS - 1)) for i in range(SHEETS)})
         return [self.picture(paths[i]) for i in chosen if i < len(paths)]
@@ -210,6 +223,7 @@ def write_page(names: Sequence[str], out: Path) -> None:
         TEMPLATE,
         title=_headline(experiments),
         experiments=experiments,
+        streets=_streets(experiments) if len(experiments) > 1 else [],
         results=results,
         bars=_svg(bars(drawn)),
         classes=_classes(ious),
@@ -217,6 +231,19 @@ def write_page(names: Sequence[str], out: Path) -> None:
         changed=_differences(params),
     )
     write_text(out, text + "\n")
+
+
+def _streets(experiments: Sequence[Experiment]) -> list[tuple[str, list[str | None]]]:
+    """A street a row: its name, then its image, the truth, and the labels of each experiment."""
+    where = {name: each for each in reversed(experiments) for name in each.streets}
+    return [
+        (
+            name,
+            [where[name].street(name, kind) for kind in ("image", "truth")]
+            + [each.street(name, "adapted") for each in experiments],
+        )
+        for name in sorted(where)
+    ]
 
 
 def _headline(experiments: Sequence[Experiment]) -> str:
