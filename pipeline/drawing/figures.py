@@ -102,7 +102,8 @@ def save_small(image: np.ndarray, path: Path, space: LabelSpace) -> None:
     factor = min(1.0, WIDEST / width)
     size = (round(width * factor), max(1, round(height * factor)))
     if image.ndim == 2:
-        small = space.palette()[cv2.resize(image, size, interpolation=cv2.INTER_NEAREST_EXACT)]
+        ids = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST_EXACT)
+        small = space.palette()[ids.astype(np.uint8)]
     else:
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     write_png(path, small[..., ::-1])
