@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ def evaluate(params: Params) -> None:
     import copy
 
     from pipeline.drawing.figures import bars, matrices, save
+    from pipeline.drawing.report import WORKSPACE, page
     from pipeline.drawing.tables import write_table
     from pipeline.tracking.run import stage_run
     from pipeline.training.loop import describe
@@ -110,6 +112,8 @@ def evaluate(params: Params) -> None:
         draw(networks, report, params, space)
         for path in (HEADLINE, SCORES, CLASSES, BARS, CONFUSION, MATRIX, PICTURE):
             run.artifact(path)
+        if "DVC_STAGE" in os.environ:  # else what lies here need not belong together
+            run.text(lambda: page([WORKSPACE]), "report.html")
     command.say(_line(scores, params.evaluate.subsets))
     command.say("next: make report, make table, make ui; or dvc plots show (README.md)")
 

@@ -17,6 +17,7 @@ import pytest
 
 from pipeline import page
 from pipeline.drawing.figures import bars, save
+from pipeline.drawing.report import WORKSPACE
 from pipeline.drawing.tables import write_table
 from ssda.datasets.image_files import write_png
 from tests.conftest import ROOT
@@ -131,7 +132,7 @@ def test_a_clone_into_which_nothing_was_pulled_has_a_page(
 ) -> None:
     run("git", "clone", "-q", "-b", "a", str(repository), str(tmp_path / "clone"))
     monkeypatch.chdir(tmp_path / "clone")
-    text = " ".join(written([page.WORKSPACE]).texts)
+    text = " ".join(written([WORKSPACE]).texts)
     assert "50.2" in text and "None here." in text
     assert "No pictures here; runtime.picture_every asks for them, dvc pull" in text
 
@@ -139,7 +140,7 @@ def test_a_clone_into_which_nothing_was_pulled_has_a_page(
 def test_the_workspace_is_read_as_it_lies_there(repository: Path) -> None:
     content = Path("metrics/evaluate.json").read_text()
     Path("metrics/evaluate.json").write_text(json.dumps(scores(12.5)))
-    text = " ".join(written([page.WORKSPACE]).texts)
+    text = " ".join(written([WORKSPACE]).texts)
     Path("metrics/evaluate.json").write_text(content)
     assert "12.5" in text and "with changes" in text
 
@@ -172,7 +173,7 @@ def test_streets_that_are_not_here_are_told(
     monkeypatch.chdir(tmp_path / "clone")
     run("git", "rm", "-q", "-r", "metrics/streets")
     run("git", "commit", "-q", "-m", "none")
-    assert "metrics/streets is not here" in " ".join(written([page.WORKSPACE, "a"]).texts)
+    assert "metrics/streets is not here" in " ".join(written([WORKSPACE, "a"]).texts)
 
 
 def test_commands_of_an_experiment_bring_it_back(repository: Path) -> None:
