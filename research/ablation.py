@@ -250,9 +250,9 @@ def _facts(params: Params, sections: Iterable[str]) -> list[str]:
     ]
 
 
-def pretrained_path(params: Params, digest: str) -> Path:
-    """Where the pretrained network lies that variants share."""
-    facts = json.dumps([digest, _facts(params, PRETRAINING)])
+def pretrained_path(params: Params, source_digest: str) -> Path:
+    """Where the pretrained network lies that variants and targets of one source share."""
+    facts = json.dumps([source_digest, _facts(params, PRETRAINING)])
     return FOLDER / "pretrained" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.safetensors"
 
 
@@ -268,7 +268,7 @@ def _leave(signal_number: int, frame: FrameType | None) -> None:
 
 def pretrained(params: Params, data: Splits) -> Segmenter:
     """The pretrained network that variants share; whoever needs it first trains it."""
-    path = pretrained_path(params, data.digest)
+    path = pretrained_path(params, data.source_digest)
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
             network = trained(

@@ -10,8 +10,8 @@ pixels of all.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -218,12 +218,9 @@ def main() -> None:
 
 @torch.inference_mode()
 def views_of(network: Segmenter, index: Index, params: Params, count: int) -> list[View]:
-    """The first batches of labelled images as a network sees them."""
+    """Batches of labelled images, evenly spread over the split, as a network sees them."""
     views: list[View] = []
-    samples = EvaluationSamples(index, params.images.target_size)
-    for batch in evaluation_batches(samples, lambda _: params.adapt.batch_size, 0):
-        if len(views) == count:
-            break
+    for batch in _labelled_batches(index, params, count):
         images, truth = batch.images, _truth(batch)
         inputs = images.float() / 255.0
         embedding = network.embed(inputs)
@@ -245,6 +242,13 @@ def views_of(network: Segmenter, index: Index, params: Params, count: int) -> li
             )
         )
     return views
+
+
+def _labelled_batches(index: Index, params: Params, count: int) -> Iterator[EvaluationBatch]:
+    size = params.adapt.batch_size
+    chosen = index.records[:: max(1, len(index.records) // (count * size))][: count * size]
+    samples = EvaluationSamples(replace(index, records=chosen), params.images.target_size)
+    return evaluation_batches(samples, lambda _: size, 0)
 
 
 def _truth(batch: EvaluationBatch) -> Tensor:
@@ -449,8 +453,7 @@ def gradients(
         [data.source], params.images, params.sampling, params.random_state, "diagnostics"
     )
     sources = source_batches(samples, range(count), params.adapt.batch_size, 0)
-    labelled = EvaluationSamples(data.labelled, params.images.target_size)
-    targets = evaluation_batches(labelled, lambda _: params.adapt.batch_size, 0)
+    targets = _labelled_batches(data.labelled, params, count)
     found: dict[str, list[tuple[float, float]]] = {}
     for step, (source, whole) in enumerate(zip(sources, targets, strict=False)):
         images = whole.images

@@ -56,6 +56,7 @@ class Splits:
         validation: to tune on.
         report: to report on.
         digest: of what the labelled images are: names, sizes, pixels of each class.
+        source_digest: of those of the source, which pretraining sees alone.
     """
 
     source: Index
@@ -64,6 +65,7 @@ class Splits:
     validation: Index
     report: Index
     digest: str
+    source_digest: str
 
     @property
     def space(self) -> LabelSpace:
@@ -99,13 +101,8 @@ def splits_of(target: str) -> Splits:
     source, unlabelled, validation, report, labelled = (
         read_index(converted / split.name) for split in raw
     )
-    content = [
-        (record.name, record.bytes, record.class_pixels)
-        for index in (source, labelled, validation, report)
-        for record in index.records
-    ]
-    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-    return Splits(source, unlabelled, labelled, validation, report, digest)
+    digests = (_digest(source, labelled, validation, report), _digest(source))
+    return Splits(source, unlabelled, labelled, validation, report, *digests)
 
 
 def parameters(changes: dict[str, Any], target: str, random_state: int) -> Params:
@@ -121,6 +118,15 @@ def parameters(changes: dict[str, Any], target: str, random_state: int) -> Param
         fixed["target.root"] = str(_folder(target) / "raw")
     values = params.model_dump(mode="json", by_alias=True)
     return validate(Params, set_values(values, fixed | changes), target)
+
+
+def _digest(*indices: Index) -> str:
+    content = [
+        (record.name, record.bytes, record.class_pixels)
+        for index in indices
+        for record in index.records
+    ]
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
 def _game() -> Path:

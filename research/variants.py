@@ -52,6 +52,7 @@ CLASS_MIXING: Changes = NO_TARGET_LOSS | {
     "sampling.rare_class_temperature": None,
 }
 SOURCE_AUGMENTATION: Changes = {
+    "adapt.colour_transfer": 0.0,
     "source_augmentation.jitter_strength": 0.4,
     "source_augmentation.jitter_probability": 0.8,
     "source_augmentation.blur_probability": 0.5,
@@ -65,6 +66,7 @@ STATISTICS = {
     "_predictive_entropy": "predictive_entropy",
     "_mutual_information": "mutual_information",
 }
+COLOURS: Changes = {"adapt.colour_transfer": 0.5}
 SEEDS_ALONE: Changes = {"adapt.losses.uncertainty": 0.0, "adapt.losses.trucrf": 0.0}
 
 VARIANTS: dict[str, Variant] = {
@@ -164,6 +166,10 @@ VARIANTS: dict[str, Variant] = {
     ),
     "mirrored": Variant("full, mirrored teacher", MIRRORED),
     "mixing_mirrored": Variant("class mixing, mirrored teacher", CLASS_MIXING | MIRRORED),
+    "colours": Variant("full, colours of the target for half of the source", COLOURS),
+    "mixing_colours": Variant(
+        "class mixing, colours of the target for half of the source", CLASS_MIXING | COLOURS
+    ),
     "masked": Variant("full and masked images (MIC)", {"adapt.losses.masked": 1.0}),
     "weighting_seeds": Variant(
         "full, mixed images count on seeds alone", {"adapt.pseudo_labels.weighting": "seeds"}
@@ -207,7 +213,7 @@ VARIANTS: dict[str, Variant] = {
 }
 AUGMENTED = (
     *("source_only", "reestimated", "mixing", "full", "mirrored", "masked", "paper_ratios"),
-    *("rate_4", "mixing_rate_4", "anchor_start", "without_trucrf"),
+    *("rate_4", "mixing_rate_4", "anchor_start", "without_trucrf", "colours", "mixing_colours"),
 )
 """Variants that are there with augmented source images as well."""
 VARIANTS.update(

@@ -308,6 +308,9 @@ class Adapt(Section):
     masking: Masking
     augmentation: Augmentation
     """Colour jitter and blur of mixed and of masked images."""
+    colour_transfer: Share
+    """Share of source images that take mean and spread of a target image's colours, in source and
+    mixed images."""
     jitter_target: bool
     """Jitter the student's target images as well."""
 

@@ -16,7 +16,7 @@ gradient. Source and mixed images are normalised by their own batch and leave th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -37,7 +37,14 @@ from ssda.method.guidance import (
 )
 from ssda.method.learning import Loss, Report, learn
 from ssda.method.losses import feature_distance, labelling_loss, thing_cells, uncertainty_loss
-from ssda.method.mixing import augment, jitter, mask_blocks, mix, paste_mask
+from ssda.method.mixing import (
+    augment,
+    jitter,
+    mask_blocks,
+    mix,
+    paste_mask,
+    transfer_colours,
+)
 from ssda.method.subdomains import PredictedShares
 from ssda.method.teacher import moving_average
 from ssda.method.trucrf import truncated_crf_loss
@@ -89,6 +96,7 @@ def joint_step(
     weights, augmentation = settings.losses, settings.augmentation
     draws = partial(step_draws, task, step=step, count=len(source.images))
 
+    source = recoloured(source, target, task, step)
     images = augment(source.images, task.source_augmentation, draws("source augmentation"))
     terms, scalars = source_losses(networks, images, source.labels, task)
     losses = learn(student, images, draws("source dropout"), terms)
@@ -124,6 +132,13 @@ def joint_step(
 
     shares, by_class = indicators(guidance, len(task.class_frequencies))
     return Report(losses, scalars | shares, by_class)
+
+
+def recoloured(source: SourceBatch, target: TargetBatch, task: Task, step: int) -> SourceBatch:
+    """The source, some of its images in the colours of the target image at the same place."""
+    draws = step_draws(task, "colour transfer", step, len(source.images))
+    share = task.settings.colour_transfer
+    return replace(source, images=transfer_colours(source.images, target.images, share, draws))
 
 
 def follow_student(networks: Networks, momentum: float) -> Callable[[int, Report], None]:
@@ -241,6 +256,7 @@ def look(
     if task.settings.losses.mix > 0:
         draws = step_draws(task, "mixing", step, len(source.images))
         augmentation = task.settings.augmentation
+        source = recoloured(source, target, task, step)
         images, labels, _ = mixed(source, target, guidance, augmentation, draws)
         shown |= {"mixed image": images, "mixed labels": labels}
     student = networks.student.eval()

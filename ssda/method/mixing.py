@@ -106,6 +106,31 @@ def blur(images: Tensor, settings: Augmentation, generators: list[np.random.Gene
     return planes.view(images.shape)
 
 
+def transfer_colours(
+    images: Tensor, others: Tensor, share: float, generators: list[np.random.Generator]
+) -> Tensor:
+    """Images (N, 3, H, W) in [0, 1], some with the colours of another (Reinhard et al., 2001).
+
+    Mean and standard deviation of each channel of RGB become those of the other image at the same
+    place.
+
+    Args:
+        images: to be changed.
+        others: (N, 3, h, w), whose colours are taken.
+        share: of images that are changed.
+        generators: one an image.
+    """
+    if share == 0:
+        return images
+    chosen = np.array([rng.random() < share for rng in generators])
+    (deviation, mean), (other_deviation, other_mean) = (
+        torch.std_mean(values, (2, 3), keepdim=True) for values in (images, others)
+    )
+    factor = other_deviation / deviation.clamp_min(1e-3)
+    changed = ((images - mean) * factor + other_mean).clamp(0, 1)
+    return torch.where(on_device(chosen, images.device).view(-1, 1, 1, 1), changed, images)
+
+
 def augment(
     images: Tensor, settings: Augmentation, generators: list[np.random.Generator]
 ) -> Tensor:

@@ -259,6 +259,19 @@ def test_source_images_are_augmented_for_their_own_loss_alone(networks: Networks
     assert {"source"} <= differ <= {"source", "feature_distance"}
 
 
+def test_source_and_mixed_images_take_the_targets_colours(networks: Networks) -> None:
+    found: list[dict[str, torch.Tensor]] = []
+    shown: list[torch.Tensor] = []
+    for share in (0.0, 1.0):
+        networks.student.zero_grad()
+        task = make_task({"adapt.colour_transfer": share})
+        found.append(joint_step(networks, *batches(), task, 0).losses)
+        shown.append(look(networks, *batches(), task, 0)["mixed image"])
+    differ = {name for name, loss in found[0].items() if not torch.equal(loss, found[1][name])}
+    assert {"source", "mix"} <= differ <= {"source", "mix", "feature_distance"}
+    assert not torch.equal(*shown)
+
+
 def test_a_mirrored_teacher_says_the_same_of_image_and_mirror_image(networks: Networks) -> None:
     _, target = batches()
     mirror = dataclasses.replace(

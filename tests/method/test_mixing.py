@@ -9,7 +9,15 @@ from torchvision.transforms.v2 import functional as transforms
 
 from ssda.labels import IGNORE
 from ssda.method.losses import thing_cells
-from ssda.method.mixing import blur, jitter, mask_blocks, mix, paste_mask, turn_hue
+from ssda.method.mixing import (
+    blur,
+    jitter,
+    mask_blocks,
+    mix,
+    paste_mask,
+    transfer_colours,
+    turn_hue,
+)
 from ssda.method.teacher import pseudo_labels
 from tests.conftest import make_params
 
@@ -104,6 +112,33 @@ def test_an_image_is_jittered_and_blurred_by_its_own_draw() -> None:
         sigma = np.random.default_rng(state).uniform(0.4, 2.0)
         wanted = transforms.gaussian_blur(image, [13, 13], [sigma, sigma])
         torch.testing.assert_close(results[1], wanted, atol=5e-6, rtol=0)
+
+
+def test_an_image_takes_mean_and_spread_of_the_others_colours() -> None:
+    images = 0.4 + 0.2 * torch.rand(2, 3, 16, 24)
+    others = 0.3 + torch.rand(2, 3, 8, 8) * torch.tensor([0.1, 0.4]).view(2, 1, 1, 1)
+    changed = transfer_colours(images, others, 1.0, rngs(0, 1))
+    for statistic in (torch.mean, torch.std):
+        torch.testing.assert_close(statistic(changed, (2, 3)), statistic(others, (2, 3)))
+    order = images.flatten(2).argsort(stable=True)
+    assert torch.equal(changed.flatten(2).argsort(stable=True), order)  # what is drawn stays
+
+
+def test_colours_stay_in_range_and_a_flat_image_takes_the_mean() -> None:
+    flat = torch.full((1, 3, 4, 4), 0.5)
+    others = (torch.rand(1, 3, 8, 8) > 0.5).float()
+    changed = transfer_colours(flat, others, 1.0, rngs(0))
+    torch.testing.assert_close(changed.mean((2, 3)), others.mean((2, 3)))
+    back = transfer_colours(torch.rand(1, 3, 8, 8) ** 4, others, 1.0, rngs(0))
+    assert back.min() >= 0 and back.max() <= 1
+
+
+def test_so_many_images_take_others_colours() -> None:
+    images, others = torch.rand(400, 3, 4, 4), torch.rand(400, 3, 4, 4)
+    changed = transfer_colours(images, others, 0.3, rngs(*range(400)))
+    share = (changed != images).flatten(1).any(1).float().mean().item()
+    assert share == pytest.approx(0.3, abs=0.07)
+    assert transfer_colours(images, others, 0.0, rngs(*range(400))) is images
 
 
 class Pinned(TorchDispatchMode):

@@ -15,9 +15,18 @@ from ruamel.yaml import YAML
 
 from pipeline.overlays import load_preset
 from research import ablation, baselines
-from research.ablation import Result, Score, add_result, job, read_results, write_results
+from research.ablation import (
+    Result,
+    Score,
+    add_result,
+    job,
+    pretrained_path,
+    read_results,
+    write_results,
+)
 from research.controls import balanced, most_certain, same_share
 from research.summary import class_table, correlations, estimate, gap_closure, rows
+from research.targets import CITIES
 from research.variants import BASELINES, EVERY, SETTINGS, VARIANTS
 from ssda.labels import CITYSCAPES
 from ssda.method import guidance
@@ -71,6 +80,14 @@ def test_variants_share_the_pretraining_of_a_state() -> None:
             pretraining = job("short", "city", name, 3, "data").pretraining.model_dump_json()
             found[name.startswith("augmented")].add(pretraining)
     assert len(found[False]) == len(found[True]) == 1 and found[False] != found[True]
+
+
+def test_cities_of_one_game_share_the_pretraining_of_a_state() -> None:
+    paths = {
+        pretrained_path(job("short", target, "full", 3, target).pretraining, "game")
+        for target in CITIES
+    }
+    assert len(paths) == 1
 
 
 def test_a_run_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
