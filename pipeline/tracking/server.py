@@ -68,7 +68,6 @@ EXPERIMENT_TAGS = {
                 "metrics.`mIoU/gain`",
                 "metrics.`label_free_score`",
                 "tags.`changed`",
-                "attributes.`Dataset`",
             ],
         }
     ),
