@@ -58,7 +58,15 @@ def run_stage(
         else:
             stage(params)
 
-    unless_finished(name, load_params(arguments.params), work, force=arguments.force)
+    unless_finished(name, read_params(arguments.params), work, force=arguments.force)
+
+
+def read_params(path: Path) -> Params:
+    """The parameters in a file; a ValueError says as well how the file is taken back."""
+    from pipeline.checks.parameters import telling_how_to_take_back
+
+    with telling_how_to_take_back(path):
+        return load_params(path)
 
 
 def say(text: str) -> None:

@@ -15,7 +15,7 @@ from pipeline.splits import RawSplit, raw_splits
 from ssda.datasets.conversion import convert_split, write_field_statistics
 from ssda.datasets.index import Index, class_frequencies
 from ssda.files import write_json
-from ssda.params import Params, load_params
+from ssda.params import Params
 
 
 def convert(params: Params) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def run() -> None:
             return
         from pipeline.checks.conversion import check
 
-        check(load_params(arguments.params), images=arguments.images)
+        check(command.read_params(arguments.params), images=arguments.images)
 
     command.start(options, work)
 

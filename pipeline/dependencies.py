@@ -16,7 +16,7 @@ from pipeline import command
 from pipeline.checks.preflight import optional_dependencies
 from pipeline.values import UNTRACKED
 from ssda.files import write_text
-from ssda.params import Params, load_params
+from ssda.params import Params
 from ssda.sections import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,7 +112,7 @@ def _imported_files(path: Path) -> list[Path]:
 def write() -> None:
     """Write dvc.yaml."""
     path = ROOT / STAGES
-    params = load_params(ROOT / "params.yaml")
+    params = command.read_params(ROOT / "params.yaml")
     write_text(path, updated(path.read_text(encoding="utf-8"), params))
 
 

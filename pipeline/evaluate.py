@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from pipeline import command
@@ -32,6 +34,8 @@ BARS = METRICS / "iou.png"
 CONFUSION = METRICS / "confusion.csv"
 MATRIX = METRICS / "confusion.png"
 PICTURE = METRICS / "pictures.png"
+STREETS = METRICS / "streets"
+"""Of each image in the picture a folder: image, truth and adapted labels, for the report."""
 
 SHOWN = {"source_only": "source only", "adapted": "adapted"}
 """The networks in the pictures, by their titles."""
@@ -47,6 +51,7 @@ def evaluate(params: Params) -> None:
     import copy
 
     from pipeline.drawing.figures import bars, matrices, save
+    from pipeline.drawing.report import WORKSPACE, page
     from pipeline.drawing.tables import write_table
     from pipeline.tracking.run import stage_run
     from pipeline.training.loop import describe
@@ -107,6 +112,8 @@ def evaluate(params: Params) -> None:
         draw(networks, report, params, space)
         for path in (HEADLINE, SCORES, CLASSES, BARS, CONFUSION, MATRIX, PICTURE):
             run.artifact(path)
+        if "DVC_STAGE" in os.environ:  # else what lies here need not belong together
+            run.text(lambda: page([WORKSPACE]), "report.html")
     command.say(_line(scores, params.evaluate.subsets))
     command.say("next: make report, make table, make ui; or dvc plots show (README.md)")
 
@@ -185,8 +192,8 @@ def confusion_rows(
 
 
 def draw(networks: dict[str, Segmenter], report: Index, params: Params, space: LabelSpace) -> None:
-    """The picture: input, truth, predictions and the adapted network's uncertainty."""
-    from pipeline.drawing.figures import grid, save
+    """The picture: input, truth, predictions and the adapted network's uncertainty; the streets."""
+    from pipeline.drawing.figures import grid, save, save_small
     from ssda.datasets.loading import EvaluationSamples
     from ssda.engine.evaluation import predict_labels, predict_uncertainty
 
@@ -200,6 +207,7 @@ def draw(networks: dict[str, Segmenter], report: Index, params: Params, space: L
     }
     passes, random_state = params.evaluate.passes, params.random_state
     rows: list[list[np.ndarray]] = []
+    shutil.rmtree(STREETS, ignore_errors=True)
     for i in range(0, len(samples), max(1, len(samples) // count))[:count]:
         image, label = samples[i]
         assert label is not None
@@ -208,6 +216,10 @@ def draw(networks: dict[str, Segmenter], report: Index, params: Params, space: L
         network = networks["adapted"]
         _, found = predict_uncertainty(network, alone, size, passes, random_state, **view)
         rows.append([image.permute(1, 2, 0).numpy(), label.numpy(), *labels, found[0].numpy()])
+        street = STREETS / report.records[i].name.replace("/", "_")
+        for name, shown_as in zip(("image", "truth"), rows[-1], strict=False):
+            save_small(shown_as, street / f"{name}.png", space)
+        save_small(labels[-1], street / "adapted.png", space)
     titles = ["target image", "truth", *shown.values(), "uncertainty"]
     save(grid(titles, rows, space), PICTURE)
 

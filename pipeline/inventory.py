@@ -108,10 +108,12 @@ def main() -> None:
     options.add_argument("source", help="a name in params.sources")
 
     def work(arguments: Namespace) -> None:
+        from pipeline.checks.parameters import telling_how_to_take_back
         from pipeline.checks.preflight import preflight
 
-        params = load_params(arguments.params)
-        preflight(params)
+        with telling_how_to_take_back(arguments.params):
+            params = load_params(arguments.params)
+            preflight(params)
         inventory(params, arguments.source)
 
     command.start(options, work)

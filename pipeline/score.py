@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import command
 from ssda.files import write_json
 from ssda.labels import CITYSCAPES_IDS, LabelSpace
-from ssda.params import Params, Size, Windows, load_params, square_windows
+from ssda.params import Params, Size, Windows, square_windows
 from ssda.sections import changed
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def main() -> None:
             options.error("--unlabelled needs --predictions")
         if given.unlabelled and given.json:
             options.error("--unlabelled gives no scores for --json")
-        params = load_params(given.params)
+        params = command.read_params(given.params)
         raw = Split(
             given.layout or params.target.layout,
             given.root or Path(params.target.root),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import command
 from pipeline.paths import ADAPTED, METRICS, PRETRAINED, SOURCES, TARGET_REPORT
-from ssda.params import Params, load_params
+from ssda.params import Params
 from ssda.sections import parse_json
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def main() -> None:
     options.add_argument("--rows", type=command.at_least(1), default=3, help="default: 3")
 
     def work(given: Namespace) -> None:
-        showcase(load_params(given.params), given.out, given.rows)
+        showcase(command.read_params(given.params), given.out, given.rows)
         print(given.out)
 
     command.start(options, work)

@@ -7,7 +7,7 @@ import re
 import sys
 
 from pipeline import command
-from ssda.params import Params, load_params
+from ssda.params import Params
 
 
 def ui(params: Params, port: int) -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     """The command line."""
     options = command.parser(__doc__)
     options.add_argument("--port", type=int, default=5000, help="default: 5000")
-    command.start(options, lambda given: ui(load_params(given.params), given.port))
+    command.start(options, lambda given: ui(command.read_params(given.params), given.port))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline.checks.preflight import check_places
+from pipeline.checks.preflight import check_network, check_places, check_start
 from pipeline.drawing.figures import grid, save
 from pipeline.repository import is_tracked
 from pipeline.splits import RawSplit, raw_splits
@@ -40,6 +40,12 @@ def check(params: Params, *, images: bool = False) -> None:
     count = 0
     sources: list[Index] = []
     check_places(params)
+    for look in (check_start, check_network):
+        try:
+            look(params)
+        except ValueError as error:
+            print(f"network: {error}")
+            count += 1
     for raw in raw_splits(params):
         problems: list[str] = []
         print(f"{raw.name}: {raw.root} ({raw.layout.name}, split {raw.split})")

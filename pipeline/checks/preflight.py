@@ -18,12 +18,11 @@ PASSED = Path(".ssda/preflight")
 
 def preflight(params: Params) -> None:
     """Raise ValueError where training would, for its network, its optimiser or the crops' size."""
-    weights = params.model.weights
-    if weights is not None and not Path(weights).is_file():
-        raise ValueError(f"model.weights = {weights!r}: no such file")
     check_start(params)
     facts = params.model_dump_json(exclude={"random_state", "evaluate", "runtime"})
-    passed, now = root() / PASSED, digest(facts, {})
+    weights = params.model.weights
+    files = {} if weights is None else {"weights": Path(weights)}
+    passed, now = root() / PASSED, digest(facts, files)
     if passed.is_file() and passed.read_text(encoding="utf-8") == now:
         return
     check_images(params)
@@ -108,10 +107,14 @@ def check_images(params: Params) -> None:
 
 
 def check_network(params: Params) -> None:
-    """Raise ValueError where the network or its optimisers cannot be; takes no memory."""
+    """Raise ValueError where the network, its weights or its optimisers cannot be.
+
+    Only the encoder's weights take memory; where they come from timm's hub, they are there then.
+    """
     import torch
 
     from ssda.engine.training import create_optimiser
+    from ssda.networks.encoders import Encoder, load_imagenet_weights
     from ssda.networks.segmenter import Segmenter
     from ssda.processes import micro_batches
 
@@ -137,3 +140,4 @@ def check_network(params: Params) -> None:
         create_optimiser(network, settings)
     if params.adapt.losses.feature_distance > 0:
         network.encoder.stage(params.adapt.feature_distance.stride)
+    load_imagenet_weights(Encoder(params.model), params.model)

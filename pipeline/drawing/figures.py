@@ -6,15 +6,19 @@ import math
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from ssda.datasets.image_files import write_png
 from ssda.engine.training import StepRecord
 from ssda.files import write_atomically
 from ssda.labels import LabelSpace
 
+WIDEST = 480
+"""Pixels across of a small picture."""
 LARGEST_MATRIX = 40
 """Classes of a confusion matrix that can still be read."""
 
@@ -90,6 +94,19 @@ def matrices(shares: Mapping[str, torch.Tensor], space: LabelSpace) -> Figure:
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG; equal figures are equal files."""
     write_atomically(path, lambda partial: figure.savefig(partial, metadata={"Software": None}))
+
+
+def save_small(image: np.ndarray, path: Path, space: LabelSpace) -> None:
+    """Write an image (H, W, 3) uint8 RGB, or train ids (H, W) uint8 in colours, as a small PNG."""
+    height, width = image.shape[:2]
+    factor = min(1.0, WIDEST / width)
+    size = (round(width * factor), max(1, round(height * factor)))
+    if image.ndim == 2:
+        ids = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST_EXACT)
+        small = space.palette()[ids.astype(np.uint8)]
+    else:
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    write_png(path, small[..., ::-1])
 
 
 def draw_step(path: Path, record: StepRecord, space: LabelSpace) -> None:

@@ -9,7 +9,6 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from pipeline import command
-from ssda.params import load_params
 
 
 def main() -> None:
@@ -34,7 +33,7 @@ def main() -> None:
     def work(given: Namespace) -> None:
         from pipeline.tracking.sync import checkout, register, sync
 
-        params = load_params(given.params)
+        params = command.read_params(given.params)
         if given.command == "sync":
             lines = sync(params, all_commits=given.all_commits)
         elif given.command == "register":

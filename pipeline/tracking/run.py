@@ -126,6 +126,10 @@ class StageRun:
         """Tag the run; tags are not part of the journal."""
         self.submit(lambda run: run.tag(name, value))
 
+    def text(self, content: Callable[[], str], name: str) -> None:
+        """Log a text that is made then as a file among the artifacts; the journal has it not."""
+        self.submit(lambda run: run.client.log_text(run.id, content(), name))
+
     def submit(self, work: Callable[[ServerRun], object]) -> Future[None] | None:
         """Let the sending thread work; where the run could not be opened there is nothing to do."""
         run = self.run

@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from filelock import FileLock
 from pipeline.paths import ADAPTED, CONVERTED, METRICS
 from pipeline.repository import Origin, code_of, digest, git, recorded_outputs, root, stages
 from pipeline.tracking.journal import Journal, metric_prefix
+from pipeline.tracking.moved import take_along
 from pipeline.values import changes, flat
 from ssda.params import Params
 from ssda.sections import parse_yaml, read_yaml, validate
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 NETWORK_TAG = "dvc.md5."
 """Followed by a network's path."""
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # MLflow's limits
+DATABASE = "mlflow.db"
+"""The repository's own, where no address is given."""
 DATABASES = "sqlite|postgresql|mysql|mssql"
 """Addresses that begin so are of a database that runs write into themselves."""
 SERVICES = ("databricks", "databricks-uc", "uc")
@@ -64,7 +68,6 @@ EXPERIMENT_TAGS = {
                 "metrics.`mIoU/gain`",
                 "metrics.`label_free_score`",
                 "tags.`changed`",
-                "attributes.`Dataset`",
             ],
         }
     ),
@@ -276,18 +279,38 @@ def connect(params: Params) -> Server:
                     f"--experiment-id {found.experiment_id}` brings it back, or give "
                     "runtime.experiment another name"
                 )
+            _look_for_artifacts_here(found.artifact_location, name)
             return Server(client, found.experiment_id)
         # Without a server MLflow would put artifacts below the working directory.
         local = re.match(DATABASES, uri)
-        location = (root() / "mlruns" / name).as_uri() if local else None
+        location = _artifacts(root(), name) if local else None
         return Server(client, client.create_experiment(name, location, EXPERIMENT_TAGS))
+
+
+def _artifacts(folder: Path, experiment: str) -> str:
+    """Where a repository keeps an experiment's artifacts."""
+    return (folder / "mlruns" / experiment).as_uri()
+
+
+def _look_for_artifacts_here(location: str, experiment: str) -> None:
+    """Where the repository's own database says that it is another's, as after a copy, mend it."""
+    here, end = root(), _artifacts(Path("/"), experiment).removeprefix("file://")
+    before = location.removesuffix(end)
+    if os.environ.get("MLFLOW_TRACKING_URI") or before in (location, here.as_uri()):
+        return
+    take_along(here / DATABASE, before, here.as_uri())
+    print(
+        f"MLflow: this folder was {unquote(before.removeprefix('file://'))}; artifacts of its runs "
+        f"are looked for in {here / 'mlruns'}, new ones go there",
+        file=sys.stderr,
+    )
 
 
 def tracking_uri() -> str:
     """MLflow's address; paths in it are relative to the main repository, wherever a stage runs."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if not given:
-        return f"sqlite:///{quote(str(root() / 'mlflow.db'))}"
+        return f"sqlite:///{quote(str(root() / DATABASE))}"
     if database := re.fullmatch(r"(sqlite[^:]*):///([^/?][^?]*)(.*)", given):
         scheme, path, options = database.groups()
         return f"{scheme}:///{quote(str(root() / unquote(path)))}{options}"

@@ -164,6 +164,9 @@ def test_the_check_sees_what_training_would_refuse(
     with pytest.raises(ValueError, match=r"^2 problems"):
         check(params.model_copy(update={"images": images}))
     assert capsys.readouterr().out.count("images.crop = [96, 128]: larger than") == 2
+    with pytest.raises(ValueError, match=r"^1 problem,"):
+        check(changed(params, {"model.encoder": "resnet19"}))
+    assert "\nnetwork: model.encoder = 'resnet19': not an enc" in "\n" + capsys.readouterr().out
 
 
 def test_a_known_game_in_other_classes(workspace: Path) -> None:

@@ -1,5 +1,6 @@
 """The page is made from what git and DVC track, holds all it shows, and says what differs."""
 
+import base64
 import json
 import os
 import re
@@ -10,11 +11,15 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from pipeline import page
 from pipeline.drawing.figures import bars, save
+from pipeline.drawing.report import WORKSPACE
 from pipeline.drawing.tables import write_table
+from ssda.datasets.image_files import write_png
 from tests.conftest import ROOT
 
 # DVC's own use of its libraries.
@@ -65,6 +70,10 @@ def write_outputs(miou: float, radius: int) -> None:
     write_table(Path("metrics/adapt/validation.csv"), rows)
     save(bars({"adapted": {"road": miou}}), Path("metrics/adapt/pictures/000001.png"))
     save(bars({"adapted": {"road": miou}}), Path("metrics/pictures.png"))
+    for street in ("town", f"street {radius}"):
+        for number, kind in enumerate(("image", "truth", "adapted")):
+            shade = round(miou) if kind == "adapted" else number
+            write_png(Path(f"metrics/streets/{street}/{kind}.png"), np.full((2, 4), shade))
 
 
 def run(*arguments: str) -> None:
@@ -88,6 +97,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sets = {"sources": {"game": {"images": 3}}, "target": {"train": {"images": 4}}}
     Path("metrics/convert.json").write_text(json.dumps(sets))
     for name, miou, radius in (("a", 50.25, 5), ("b", 61.0, 3)):
+        shutil.rmtree("metrics/streets", ignore_errors=True)
         write_outputs(miou, radius)
         run(sys.executable, "-m", "dvc", "add", "-q", "metrics/adapt")
         run("git", "checkout", "-q", "-B", name)
@@ -122,7 +132,7 @@ def test_a_clone_into_which_nothing_was_pulled_has_a_page(
 ) -> None:
     run("git", "clone", "-q", "-b", "a", str(repository), str(tmp_path / "clone"))
     monkeypatch.chdir(tmp_path / "clone")
-    text = " ".join(written([page.WORKSPACE]).texts)
+    text = " ".join(written([WORKSPACE]).texts)
     assert "50.2" in text and "None here." in text
     assert "No pictures here; runtime.picture_every asks for them, dvc pull" in text
 
@@ -130,7 +140,7 @@ def test_a_clone_into_which_nothing_was_pulled_has_a_page(
 def test_the_workspace_is_read_as_it_lies_there(repository: Path) -> None:
     content = Path("metrics/evaluate.json").read_text()
     Path("metrics/evaluate.json").write_text(json.dumps(scores(12.5)))
-    text = " ".join(written([page.WORKSPACE]).texts)
+    text = " ".join(written([WORKSPACE]).texts)
     Path("metrics/evaluate.json").write_text(content)
     assert "12.5" in text and "with changes" in text
 
@@ -142,8 +152,28 @@ def test_a_comparison_shows_what_differs_side_by_side(repository: Path) -> None:
     assert found.texts.count("mIoU: b 61.0, a 50.2") == 2
     assert "adapt.trucrf.radius" in text and "labels" not in text
     kinds = [image.split(";")[0] for image in found.images]
-    # each one's pictures.png; one curve and the bars for both
-    assert kinds.count("data:image/png") == 2 and kinds.count("data:image/svg+xml") == 2
+    assert kinds.count("data:image/svg+xml") == 2  # one curve and the bars for both
+    shades = [shade(image) for image in found.images if "image/png" in image]
+    # a row: image, truth, adapted of a, adapted of b; two streets are of one experiment alone
+    assert shades == [0, 1, 61, 0, 1, 50, 0, 1, 50, 61]
+    assert found.texts.count("-") >= 2
+
+
+def shade(address: str) -> int:
+    content = np.frombuffer(base64.b64decode(address.partition(",")[2]), np.uint8)
+    image = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE)
+    assert image is not None
+    return int(image[0, 0])
+
+
+def test_streets_that_are_not_here_are_told(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("git", "clone", "-q", "-b", "a", str(repository), str(tmp_path / "clone"))
+    monkeypatch.chdir(tmp_path / "clone")
+    run("git", "rm", "-q", "-r", "metrics/streets")
+    run("git", "commit", "-q", "-m", "none")
+    assert "metrics/streets is not here" in " ".join(written([WORKSPACE, "a"]).texts)
 
 
 def test_commands_of_an_experiment_bring_it_back(repository: Path) -> None:

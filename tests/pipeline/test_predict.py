@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import struct
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -15,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-import pipeline.video  # noqa: F401  it quietens OpenCV, which looks once, at the first video
 import ssda
 from pipeline import predict as command_line
 from pipeline.predict import find_inputs, label_all, predict
+from pipeline.video import read_frames
 from ssda.engine.checkpoints import load_network, save_network
 from ssda.engine.evaluation import predict_labels, predict_uncertainty
 from ssda.labels import CITYSCAPES
@@ -193,6 +194,23 @@ def test_frames_are_not_written_unasked_and_odd_sides_lose_a_pixel() -> None:
     assert {path.name for path in Path("out").iterdir()} == {"odd_overlay.webm"} | BESIDE
     frame = cv2.VideoCapture("out/odd_overlay.webm").read()[1]
     assert frame.shape[0] % 2 == frame.shape[1] % 2 == 0
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_video_of_a_turned_phone_is_upright(degrees: int) -> None:
+    """Its frames lie as the sensor saw them; the track's header says how to turn them."""
+    path = write_video("drive.mp4", "mp4v")
+    plain = next(read_frames(path))
+    cos, sin = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 44
+    matrix = [cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30]
+    content[start : start + 36] = struct.pack(">9i", *matrix)
+    path.write_bytes(content)
+    turned = next(read_frames(path)).astype(int)
+    assert np.abs(turned - np.rot90(plain, -degrees // 90)).mean() < 3
+    predict(load(), [path], Path("out"))
+    assert next(read_frames(Path("out/drive_overlay.webm"))).shape == turned.shape
 
 
 def test_a_video_that_ends_early_is_told(capfd: pytest.CaptureFixture[str]) -> None:

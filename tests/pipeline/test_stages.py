@@ -135,6 +135,15 @@ def test_curves_and_pictures_are_there(workspace: Path) -> None:
     assert "validation_miou_student" in (metrics / "adapt/validation.csv").read_text()
     picture = cv2.imread(str(metrics / "pictures.png"))
     assert picture is not None and picture.std() > 10
+    [street] = (metrics / "streets").iterdir()
+    image, truth, labels = (
+        cv2.imread(str(street / f"{kind}.png")) for kind in ("image", "truth", "adapted")
+    )
+    assert image is not None and truth is not None and labels is not None
+    assert image.shape == truth.shape == labels.shape and image.std() > 10
+    known = {tuple(colour) for colour in CITYSCAPES.palette()[..., ::-1].tolist()}
+    for picture in (truth, labels):
+        assert {tuple(colour) for colour in picture.reshape(-1, 3).tolist()} <= known
     for stage in ("convert", "pretrain", "adapt", "evaluate"):
         logged = json.loads((metrics / f"logged/{stage}.json").read_text())["metrics"]
         assert bool(logged) == (stage != "convert"), "what the sets hold is no score"

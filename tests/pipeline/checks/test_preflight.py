@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
+from safetensors.torch import save_file
 
 from pipeline.checks.finished import stage_key
 from pipeline.checks.preflight import PASSED, check_dependencies, preflight
 from pipeline.dependencies import updated
 from ssda.engine.checkpoints import save_network
 from ssda.labels import load_space
+from ssda.networks.encoders import Encoder
 from ssda.networks.segmenter import Segmenter
 from ssda.sections import read_yaml
 from tests.conftest import ROOT, make_params
@@ -99,12 +102,48 @@ def test_the_target_s_crop_is_looked_at() -> None:
         preflight(make_params(RAW | {"adapt.batch_size": 3}))
 
 
-@pytest.mark.parametrize("encoder", ["mit_b0", "vit_tiny_patch16_224", "resnet18"])
+def write_weights(path: str, overrides: dict[str, Any]) -> None:
+    network = Encoder(make_params(overrides).model).network
+    state = getattr(network, "network", network).state_dict()
+    save_file({name: values.contiguous() for name, values in state.items()}, path)
+
+
+@pytest.mark.parametrize("encoder", ["mit_b0", "resnet18"])
 def test_crops_that_encoders_take_pass(encoder: str) -> None:
     changes = {"model.encoder": encoder, "adapt.losses.feature_distance": 0.0}
     if encoder != "resnet18":  # whose batch normalisation would see one value a channel
         changes |= {"images.crop": [32, 32], "adapt.batch_size": 1, "sampling.min_pixels": 10}
-    preflight(make_params(RAW | changes))
+    write_weights("weights.safetensors", changes)
+    preflight(make_params(RAW | changes | {"model.weights": "weights.safetensors"}))
+
+
+def test_weights_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str, *, pretrained: bool, **_: object) -> None:
+        raise OSError("no route to host")
+
+    make, changes = timm.create_model, {"model.encoder": "resnet18"}
+
+    def create(name: str, **options: Any) -> Any:
+        return (fail if options.get("pretrained") else make)(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(
+        ValueError, match=r"^model.encoder = 'resnet18': .*could not be downl.*no r"
+    ):
+        preflight(make_params(RAW | changes))
+    assert not PASSED.exists()
+
+
+def test_a_file_of_weights_is_looked_at_when_it_changes() -> None:
+    given = make_params(RAW | {"model.weights": "weights.safetensors"})
+    write_weights("weights.safetensors", {})
+    preflight(given)
+    write_weights("weights.safetensors", {"model.encoder": "resnet18"})
+    with pytest.raises(ValueError, match=r"^model\.weights = 'w.*does not fit encoder 'tf_eff"):
+        preflight(given)
+    Path("weights.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"^model\.weights = 'weights.*': no such file"):
+        preflight(given)
 
 
 def test_what_has_passed_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:

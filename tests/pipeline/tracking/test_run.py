@@ -117,7 +117,10 @@ def test_stages_share_one_run(params: Params, root: Path) -> None:
         stage.tag("device", "cpu")
         stage.metrics({"miou": 50.0})
         stage.artifact(Path("picture.png"), "pictures")
+        stage.text(lambda: "Grüße", "report.html")
     (run,) = runs(root, params)
+    [report] = (root / "mlruns").rglob("artifacts/report.html")
+    assert report.read_text(encoding="utf-8") == "Grüße" and run.info.run_id in report.parts
     assert run.info.status == "FINISHED"
     assert run.info.run_name == f"repro-{COMMIT[:7]}"
     assert curve(root, run, "pretrain/loss") == [(0, 0.0), (1, 0.5), (2, 1.0)]

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.paths import ADAPTED
+from pipeline.tracking.server import connect
 from pipeline.tracking.sync import checkout, register, sync
 from ssda.params import Params, load_params
 from tests.conftest import ROOT
@@ -150,11 +151,40 @@ def md5(content: str) -> str:
 
 
 def test_a_second_time_changes_nothing(params: Params) -> None:
+    connect(params)  # which sees the copy
     before = state()
     assert sync(params) == ["nothing to fill in"]
     dvc("exp", "apply", "blue-cat")
     assert sync(load_params("params.yaml")) == ["nothing to fill in"]
     assert state() == before
+
+
+def test_a_moved_folder_keeps_its_artifacts_itself(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy moves once more; in a fresh process, for MLflow remembers where artifacts are."""
+
+    def sync() -> tuple[str, str]:
+        words = [sys.executable, "-m", "pipeline.tracking", "sync"]
+        done = subprocess.run(words, capture_output=True, text=True)
+        return done.stdout, done.stderr
+
+    connect(params)
+    old, new = Path.cwd(), Path.cwd().with_name("new place")
+    old.rename(new)
+    monkeypatch.chdir(new)
+    run = runs()["blue-cat"]
+    client().delete_tag(run.info.run_id, "dvc.stage.adapt")
+    [lost] = Path("mlruns").rglob(f"{run.info.run_id}/artifacts/adapt.csv")
+    lost.unlink()
+    out, told = sync()
+    assert out == "blue-cat: filled in adapt\n"
+    assert f"MLflow: this folder was {old}; artifacts" in told
+    assert lost.read_text() == "3\n" and not old.exists()
+    assert sync() == ("nothing to fill in\n", "")
+    made = client().create_run(run.info.experiment_id)
+    for info in (made.info, runs()["blue-cat"].info):
+        assert (info.artifact_uri or "").startswith(Path("mlruns").resolve().as_uri())
 
 
 def test_one_stage_that_is_missing_is_filled_in(params: Params) -> None:
