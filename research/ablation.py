@@ -232,6 +232,10 @@ EARLY = ("source_augmentation", "model", "pretrain")
 PRETRAINING = ("random_state", "images", "sampling", "source_augmentation", "model", "pretrain")
 
 
+AS_BEFORE = (".pyramid 'blocks'", ".cells 'things'")
+"""Options added later, at values that are not off but change nothing."""
+
+
 def _facts(params: Params, sections: Iterable[str]) -> list[str]:
     """What the sections say, but for what is off: an option added later, off, changes nothing."""
     values = params.model_dump()
@@ -241,12 +245,11 @@ def _facts(params: Params, sections: Iterable[str]) -> list[str]:
             return [line for key in sorted(value) for line in flat(f"{prefix}.{key}", value[key])]
         return [f"{prefix} {value!r}"] if value else []
 
-    unread = ("validate_every",)
     return [
         line
         for section in sections
         for line in flat(section, values[section])
-        if not line.split()[0].endswith(unread)
+        if not line.split()[0].endswith("validate_every") and not line.endswith(AS_BEFORE)
     ]
 
 

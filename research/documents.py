@@ -22,23 +22,42 @@ from research.summary import (
 )
 from ssda.sections import parse_json
 
-REFERENCE = "full"
+PHOTOGRAPHS = Path("research/results/photographs.jsonl")
 SCORES = Path("metrics/evaluate.json")
 
 
-def figures(results: Sequence[Result]) -> dict[str, str]:
+def figures() -> dict[str, str]:
     """Each figure's name, and what the documents say there, in Markdown.
 
-    Names are setting, target and `variants` or `gap` for the tables; setting, target, variant and
-    what is told of it; `run`, network and score for the default run of the pipeline.
+    Names are those of `figures_of`, behind `photographs` where they are of these; `run`, network
+    and score for the default run of the pipeline.
+    """
+    found = figures_of(read_results(RUNS), "full")
+    photographs = figures_of(read_results(PHOTOGRAPHS), "augmented_colours")
+    found |= {f"photographs {name}": text for name, text in photographs.items()}
+    for network, scores in parse_json(SCORES.read_bytes(), str(SCORES)).items():
+        if isinstance(scores, dict):
+            found |= {
+                f"run {network} {score}": f"{value:.1f}"
+                for score, value in scores.items()
+                if isinstance(value, float)
+            }
+    return found
+
+
+def figures_of(results: Sequence[Result], reference: str) -> dict[str, str]:
+    """Figures of runs; differences are to the reference, state by state.
+
+    Names are setting, target and `variants`, `gap` or `drift` for the tables; setting, target,
+    variant and what is told of it.
     """
     found: dict[str, str] = {}
     for setting, target in sorted({(run.setting, run.target) for run in results}):
         runs = [run for run in results if (run.setting, run.target) == (setting, target)]
-        found[f"{setting} {target} variants"] = variants_table(runs, REFERENCE)
+        found[f"{setting} {target} variants"] = variants_table(runs, reference)
         found[f"{setting} {target} gap"] = gap_table(runs) or "-"
         found[f"{setting} {target} drift"] = _drift(runs)
-        for row in rows(runs, REFERENCE):
+        for row in rows(runs, reference):
             told = {
                 "mean": f"{row.test.mean:.1f}",
                 "deviation": f"{row.test.deviation or 0.0:.1f}",
@@ -53,13 +72,6 @@ def figures(results: Sequence[Result]) -> dict[str, str]:
                 told["closed"] = f"{closed.mean:.0%}"
             name = f"{setting} {target} {row.variant}"
             found |= {f"{name} {what}": text for what, text in told.items()}
-    for network, scores in parse_json(SCORES.read_bytes(), str(SCORES)).items():
-        if isinstance(scores, dict):
-            found |= {
-                f"run {network} {score}": f"{value:.1f}"
-                for score, value in scores.items()
-                if isinstance(value, float)
-            }
     return found
 
 
@@ -87,4 +99,4 @@ def _drift(results: Sequence[Result]) -> str:
 
 
 if __name__ == "__main__":
-    fill_documents("research", figures(read_results(RUNS)))
+    fill_documents("research", figures())

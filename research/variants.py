@@ -57,6 +57,12 @@ SOURCE_AUGMENTATION: Changes = {
     "source_augmentation.jitter_probability": 0.8,
     "source_augmentation.blur_probability": 0.5,
 }
+AS_DRAWN: Changes = {
+    "adapt.colour_transfer": 0.0,
+    "source_augmentation.jitter_strength": 0.2,
+    "source_augmentation.jitter_probability": 0.0,
+    "source_augmentation.blur_probability": 0.0,
+}
 MIRRORED: Changes = {"adapt.pseudo_labels.mirrored": True}
 ANCHOR_START: Changes = {"adapt.seeds.anchor": "start"}
 TWICE_THE_RATE: Changes = {"adapt.optimiser.learning_rate": 2.4e-3}
@@ -211,19 +217,28 @@ VARIANTS: dict[str, Variant] = {
     "source_longer": Variant("source only, as many steps", training="source"),
     "oracle": Variant("oracle: as many steps on labelled target images", training="labelled"),
 }
-AUGMENTED = (
-    *("source_only", "reestimated", "mixing", "full", "mirrored", "masked", "paper_ratios"),
-    *("rate_4", "mixing_rate_4", "anchor_start", "without_trucrf", "colours", "mixing_colours"),
-)
-"""Variants that are there with augmented source images as well."""
+SOURCE_IMAGES: dict[str, tuple[str, Changes, tuple[str, ...]]] = {
+    "plain": ("source images as they are", AS_DRAWN, ("reestimated", "mixing", "full")),
+    "augmented": (
+        "augmented source images",
+        SOURCE_AUGMENTATION,
+        (
+            *("source_only", "reestimated", "mixing", "full", "mirrored", "masked"),
+            *("paper_ratios", "rate_4", "mixing_rate_4", "anchor_start", "without_trucrf"),
+            *("colours", "mixing_colours"),
+        ),
+    ),
+}
+"""What may be done to source images, and the variants that are there with it as well."""
 VARIANTS.update(
     {
-        "augmented" if name == "full" else f"augmented_{name}": replace(
+        prefix if name == "full" else f"{prefix}_{name}": replace(
             VARIANTS[name],
-            says=f"{VARIANTS[name].says}; augmented source images",
-            changes={**SOURCE_AUGMENTATION, **VARIANTS[name].changes},
+            says=f"{VARIANTS[name].says}; {says}",
+            changes={**changes, **VARIANTS[name].changes},
         )
-        for name in AUGMENTED
+        for prefix, (says, changes, names) in SOURCE_IMAGES.items()
+        for name in names
     }
 )
 

