@@ -70,7 +70,8 @@ def test_methods_beside_ours_are_their_overlays_for_as_many_steps() -> None:
             assert each.pretraining.model == preset.model
             assert each.params.sampling == preset.sampling
     overlays = {f"method/{path.stem}" for path in (ROOT / "presets/method").glob("*.yaml")}
-    assert overlays - {*BASELINES} == {"method/paper_ratios", "method/two_resolutions"}
+    others = ("paper_ratios", "two_resolutions", "vfm_uda", "vfm_uda_seeds")
+    assert overlays - {*BASELINES} == {f"method/{name}" for name in others}
 
 
 def test_variants_share_the_pretraining_of_a_state() -> None:
