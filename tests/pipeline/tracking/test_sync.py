@@ -99,7 +99,9 @@ def params(
     """Params of a copy of the repository and its database, the current folder."""
     shutil.copytree(synced[0], tmp_path / "copy")
     environment(monkeypatch, tmp_path / "copy")
-    return load_params("params.yaml")
+    params = load_params("params.yaml")
+    connect(params)  # which sees that it is a copy
+    return params
 
 
 def client() -> MlflowClient:
@@ -151,7 +153,6 @@ def md5(content: str) -> str:
 
 
 def test_a_second_time_changes_nothing(params: Params) -> None:
-    connect(params)  # which sees the copy
     before = state()
     assert sync(params) == ["nothing to fill in"]
     dvc("exp", "apply", "blue-cat")
@@ -169,7 +170,6 @@ def test_a_moved_folder_keeps_its_artifacts_itself(
         done = subprocess.run(words, capture_output=True, text=True)
         return done.stdout, done.stderr
 
-    connect(params)
     old, new = Path.cwd(), Path.cwd().with_name("new place")
     old.rename(new)
     monkeypatch.chdir(new)
