@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ssda.datasets.image_files import write_png
+from ssda.datasets.loading import resize_image
 from ssda.engine.training import StepRecord
 from ssda.files import write_atomically
 from ssda.labels import LabelSpace
@@ -105,7 +106,7 @@ def save_small(image: np.ndarray, path: Path, space: LabelSpace) -> None:
         ids = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST_EXACT)
         small = space.palette()[ids.astype(np.uint8)]
     else:
-        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        small = resize_image(image, size)
     write_png(path, small[..., ::-1])
 
 
