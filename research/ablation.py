@@ -115,31 +115,31 @@ Task = tuple[Job, Splits, int]
 
 def main() -> None:
     """Run what is missing, a line each."""
-    parser = options(__doc__)
+    parser = options(__doc__, RUNS)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--setting", choices=SETTINGS, default="default")
     arguments = parser.parse_args()
-    run(arguments, arguments.variants, arguments.setting)
+    run(arguments, arguments.variants)
 
 
-def options(text: str | None) -> argparse.ArgumentParser:
-    """Which random states and targets, how many runs at a time, where results go."""
+def options(text: str | None, out: Path) -> argparse.ArgumentParser:
+    """Setting, random states and targets, how many runs at a time, where results go."""
     parser = argparse.ArgumentParser(description=(text or "").split("\n")[0])
+    parser.add_argument("--setting", choices=SETTINGS, default="default")
     parser.add_argument("--states", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["city"])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time that share the cores")
     parser.add_argument("--threads", type=int, help="of a run; default: cores / jobs")
     parser.add_argument("--workers", type=int, default=0, help="processes that load, of each set")
-    parser.add_argument("--out", type=Path, default=RUNS)
+    parser.add_argument("--out", type=Path, default=out)
     return parser
 
 
-def run(arguments: argparse.Namespace, variants: Sequence[str], setting: str) -> None:
-    """Run what is missing of some variants in a setting, a line each."""
+def run(arguments: argparse.Namespace, variants: Sequence[str]) -> None:
+    """Run what is missing of some variants, a line each."""
     signal.signal(signal.SIGTERM, _leave)
     data = {target: splits_of(target) for target in arguments.targets}
     jobs = [
-        job(setting, target, name, state, data[target].digest, arguments.workers)
+        job(arguments.setting, target, name, state, data[target].digest, arguments.workers)
         for state in arguments.states
         for target in arguments.targets
         for name in variants

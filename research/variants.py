@@ -44,6 +44,8 @@ SETTINGS: dict[str, Changes] = {
     "default": {},
     # 0.35 of the default's time for adaptation.
     "short": {"adapt.iterations": 150, "images.crop": [192, 96]},
+    # As many steps on crops that two resolutions can halve.
+    "medium": {"adapt.iterations": 150, "images.crop": [192, 128]},
 }
 
 NO_TARGET_LOSS: Changes = PAPER_RATIOS | {"adapt.losses.target": 0.0}  # so no seeds either
