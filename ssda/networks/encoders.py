@@ -18,6 +18,7 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from ssda.files import check_names
 from ssda.networks.mixed_transformer import MixedTransformer
 from ssda.networks.normalisation import batch_normalisations
 from ssda.networks.positions import take_over_positions
@@ -343,7 +344,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             content: Any = load_file(path)
         else:
             content = read_torch_file(path)
-        return _backbone(_tensors(content))
+        tensors = _tensors(content)
+        check_names(path, tensors)
+        return _backbone(tensors)
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"model.weights = {str(path)!r}: cannot be read: {reason}") from error
