@@ -51,8 +51,9 @@ SOURCES = ("hf-hub:", "local-dir:")
 """What an encoder's name begins with where timm is to get its architecture elsewhere."""
 WRAPPERS = ("state_dict", "model", "model_state_dict", "teacher", "module", "backbone", "encoder")
 """Keys under which files of weights keep the tensors by name."""
-PREFIXES = ("module.", "_orig_mod.", "model.", "teacher.", "backbone.", "encoder.")
-"""What stands before the names of a backbone's tensors in files of a larger network."""
+PREFIXES = ("module.", "_orig_mod.", "imnet_model.", "model.", "teacher.", "backbone.", "encoder.")
+"""What stands before the names of a backbone's tensors in files of a larger network, or of several:
+released files may hold the ImageNet encoder beside the student."""
 
 
 class Encoder(nn.Module):
