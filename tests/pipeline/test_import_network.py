@@ -132,10 +132,13 @@ ROWS: dict[str, tuple[Callable[[], object], str]] = {
     "empty": (FILE.touch, "not a file of PyTorch, or a damaged one"),
     "text": (lambda: FILE.write_text("hello, world\n"), "not a file of PyTorch, or a damaged one"),
     "truncated": (truncated, "not a file of PyTorch, or a damaged one"),
-    "pickled code": (
-        lambda: FILE.write_bytes(pickle.dumps(Harm(), protocol=2)),
-        f"holds {SYSTEM.__module__}.system, which is neither tensor, text nor number",
-    ),
+    **{
+        f"pickled code, protocol {protocol}": (
+            lambda protocol=protocol: FILE.write_bytes(pickle.dumps(Harm(), protocol=protocol)),
+            f"holds {SYSTEM.__module__}.system, which is neither tensor, text nor number",
+        )
+        for protocol in (0, 2, 4, 5)
+    },
     "code beside tensors": (
         saved(lambda: plain(x=Harm())),
         f"holds {SYSTEM.__module__}.system, which is neither tensor, text nor number",
