@@ -167,7 +167,12 @@ def ask(teacher: Segmenter, images: Tensor, task: Task, step: int) -> Prediction
 
 def beside(one: Prediction, other: Prediction) -> Prediction:
     """What is said of the images of both, one after the other."""
-    return _both(one, other, lambda *pair: torch.cat(pair), lambda *pair: torch.cat(pair, dim=1))
+    return _both(
+        one,
+        other,
+        lambda values, others: torch.cat([values, others]),
+        lambda values, others: torch.cat([values, others], dim=1),
+    )
 
 
 def of_both(plain: Prediction, mirrored: Prediction) -> Prediction:

@@ -164,7 +164,9 @@ class Encoder(nn.Module):
         """
         for layer in self.modules():
             if type(layer) in (nn.Conv2d, nn.Linear):  # others may compute with them before
-                layer.to(self.precision)
+                for name, value in list(layer.named_parameters()):
+                    cast = nn.Parameter(value.to(self.precision), value.requires_grad)
+                    setattr(layer, name, cast)
 
     def stage(self, stride: int) -> int:
         """Position of the last map of a stride; ValueError where there is none."""
