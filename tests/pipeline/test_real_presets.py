@@ -31,7 +31,7 @@ OTHERS = {"demo", "camvid", "own"}
 PRESETS = sorted({path.stem for path in (ROOT / FOLDER).glob("*.yaml")} - OTHERS)
 SMALL = {
     "tf_efficientnet_lite0": "tf_efficientnet_lite0",
-    "resnet101c": "resnet18d",
+    "resnet101c": "test_resnet",
     "mit_b5": "mit_b0",
     "vit_large_patch16_dinov3.lvd1689m": "vit_small_patch16_dinov3.lvd1689m",
 }
@@ -175,7 +175,7 @@ def scores_of(params: Params) -> dict[str, Any]:
 
 
 def test_the_paper_s_preset_from_raw_data_to_scores(workspace: Path, raw: Path) -> None:
-    scores = scores_of(reduced("gta_resnet101", raw, SCORED | {"model.encoder": "resnet18d"}))
+    scores = scores_of(reduced("gta_resnet101", raw, SCORED | {"model.encoder": "test_resnet"}))
     assert scores["source_only"] is None
     assert scores["images"] == 2
     assert 0 <= scores["adapted"]["miou"] <= 100
