@@ -1,9 +1,13 @@
+import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ssda.datasets.index import Index, Record
@@ -12,17 +16,32 @@ from ssda.params import Model, Params
 from ssda.sections import read_yaml, set_values, validate
 
 ROOT = Path(__file__).resolve().parents[1]
+SMALL_ENCODER = "test_efficientnet"
+"""Of the default one's family, in a fraction of its time and bytes."""
+SMALL_NETWORK = {"model.encoder": SMALL_ENCODER, "model.channels": 8}
+
+
+@cache
+def default_values() -> dict[str, Any]:
+    return read_yaml(ROOT / "params.yaml")
 
 
 def make_params(overrides: dict[str, Any] | None = None) -> Params:
     """The default parameters with overrides."""
-    values = set_values(read_yaml(ROOT / "params.yaml"), overrides or {})
+    values = set_values(copy.deepcopy(default_values()), overrides or {})
     return validate(Params, values, "params.yaml")
 
 
 def make_model(overrides: dict[str, Any] | None = None) -> Model:
     """The default network's parameters with overrides."""
     return make_params(overrides).model
+
+
+def write_encoder(path: Path) -> None:
+    """Weights of the small encoder, drawn at random."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_file(timm.create_model(SMALL_ENCODER).state_dict(), path)
 
 
 def unlabelled_index(folder: Path, images: Tensor) -> Index:

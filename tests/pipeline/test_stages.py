@@ -10,10 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import timm
 import torch
 from ruamel.yaml import YAML
-from safetensors.torch import save_file
 
 from demo.scenes import write_cityscapes, write_gta
 from pipeline import adapt, command, convert, evaluate, inventory, pretrain
@@ -23,7 +21,7 @@ from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params, load_params
 from ssda.sections import read_yaml, set_values
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_ENCODER, write_encoder
 
 TINY = {
     "sources.game.root": "raw/game",
@@ -44,8 +42,6 @@ TINY = {
     "runtime.log_every": 1,
     "runtime.picture_every": 0,
 }
-ENCODER = {"model.encoder": "test_efficientnet", "model.weights": "encoder.safetensors"}
-"""A fraction of the default one's time and bytes."""
 STAGES = (
     (convert, "main"),
     (pretrain, "pretrain"),
@@ -56,12 +52,11 @@ STAGES = (
 
 def write_params(folder: Path, overrides: dict[str, Any]) -> Params:
     """Write params.yaml, tiny, with overrides; beside it the encoder's weights, drawn at random."""
-    values = set_values(read_yaml(ROOT / "params.yaml"), TINY | ENCODER | overrides)
-    weights = folder / ENCODER["model.weights"]
-    if not weights.exists():
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            save_file(timm.create_model(ENCODER["model.encoder"]).state_dict(), weights)
+    weights = "encoder.safetensors"
+    encoder = {"model.encoder": SMALL_ENCODER, "model.weights": weights}
+    values = set_values(read_yaml(ROOT / "params.yaml"), TINY | encoder | overrides)
+    if not (folder / weights).exists():
+        write_encoder(folder / weights)
     with (folder / "params.yaml").open("w") as file:
         YAML(typ="safe", pure=True).dump(values, file)
     return load_params(folder / "params.yaml")
@@ -270,7 +265,7 @@ def test_a_stage_says_what_runs_where_and_what_came_of_it(
     start, *middle, pace, end, following = curves
     assert start.startswith(
         "adapt: 14 steps of 2 source and 2 target images, out of 4 and 4; "
-        "test_efficientnet with head daformer ("
+        f"{SMALL_ENCODER} with head daformer ("
     )
     assert start.endswith(" M parameters) on 1 thread of the CPU, TruCRF by its plain form")
     for step, line in zip((11, 12, 13), middle, strict=True):

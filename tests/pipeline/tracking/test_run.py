@@ -1,16 +1,15 @@
 import getpass
 import hashlib
 import json
-import os
 import socket
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from contextlib import closing
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
@@ -28,7 +27,7 @@ from ssda.files import write_json
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params, load_params
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_NETWORK, make_model
 
 # MLflow's own use of SQLAlchemy, and its own classes.
 pytestmark = [
@@ -36,11 +35,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),
 ]
 
-PREDICT = """
-import mlflow, numpy
-model = mlflow.pyfunc.load_model("models:/streets@adapted")
-numpy.save("classes.npy", model.predict(numpy.load("images.npy")))
-"""
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -477,10 +471,16 @@ def test_a_run_says_how_it_comes_back(
     assert "\n\n    dvc exp apply blue-cat\n\n" in experiment
 
 
-def test_register(params: Params, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_register(
+    params: Params,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     runtime = params.runtime.model_copy(update={"register_as": "streets"})
     named = params.model_copy(update={"runtime": runtime})
-    save_network(ADAPTED, Segmenter(params.model, 19), params.model, CITYSCAPES)
+    model = make_model(SMALL_NETWORK)
+    save_network(ADAPTED, Segmenter(model, 19), model, CITYSCAPES)
     for _ in range(2):
         with stage_run("adapt", named) as stage:
             stage.model(ADAPTED, named.runtime.register_as)
@@ -493,16 +493,9 @@ def test_register(params: Params, root: Path, capsys: pytest.CaptureFixture[str]
     (output,) = run.outputs.model_outputs
     folder = Path(client(root).get_logged_model(output.model_id).artifact_location)
     images = np.random.default_rng(0).integers(0, 255, (2, 48, 80, 3), np.uint8)
-    np.save("images.npy", images)
-    done = subprocess.run(
-        [sys.executable, "-c", PREDICT],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": tracking_uri()},
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri())
+    classes = mlflow.pyfunc.load_model("models:/streets@adapted").predict(images)
     network = ssda.load(ADAPTED)
-    classes = np.load("classes.npy")
     assert classes.dtype == np.uint8 and len(np.unique(classes)) > 1
     for image, found in zip(images, classes, strict=True):
         assert np.array_equal(found, network.label(image).classes)
