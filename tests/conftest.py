@@ -54,6 +54,14 @@ def unlabelled_index(folder: Path, images: Tensor) -> Index:
     return Index(folder, folder, CITYSCAPES, records)
 
 
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The small network's parameters, with weights of its encoder in a file."""
+    path = tmp_path_factory.mktemp("weights") / "encoder.safetensors"
+    write_encoder(path)
+    return SMALL_NETWORK | {"model.weights": str(path)}
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """Two test processes share two cores; more threads would only wait for each other."""
