@@ -62,6 +62,12 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return SMALL_NETWORK | {"model.weights": str(path)}
 
 
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are empty files: drawing one takes longer than a step."""
+    monkeypatch.setattr("pipeline.drawing.figures.save", lambda figure, path: path.touch())
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """Two test processes share two cores; more threads would only wait for each other."""

@@ -182,6 +182,7 @@ def test_the_paper_s_preset_from_raw_data_to_scores(workspace: Path, raw: Path) 
     assert (workspace / "metrics/pictures.png").exists()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_no_step_of_adaptation_is_new_statistics_alone(workspace: Path, raw: Path) -> None:
     steps = {"adapt.iterations": 0, "pretrain.iterations": 1, "model.channels": 16}
     scores = scores_of(reduced("gta_small", raw, SCORED | steps))
