@@ -82,6 +82,8 @@ def fake_networks(params: Params) -> Networks:
     for each in (student.encoder, teacher.encoder, encoder):
         if each is not None:
             each.precision = precision
+    if encoder is not None:
+        encoder.keep_cast()
     return Networks(student.train(), teacher.eval(), encoder, predicted, projector)
 
 

@@ -452,6 +452,16 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _shares_at_the_start_are_known(self) -> Params:
+        seeds, untrained = self.adapt.seeds, self.pretrain.iterations == 0
+        if seeds.anchor == "start" and seeds.correction > 0 and untrained and not self.adapt.start:
+            raise ValueError(
+                "adapt.seeds.anchor = start: must be source where adaptation starts from a network "
+                "that knows no class (pretrain.iterations 0, adapt.start null)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _labels_have_what_is_asked_for(self) -> Params:
         space = load_space(self.labels)
         for name in self.evaluate.subsets:

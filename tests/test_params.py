@@ -101,6 +101,16 @@ def test_the_detail_is_half_of_the_crop() -> None:
         make_params({"adapt.uncertainty.members": "both"})
 
 
+def test_shares_at_the_start_need_a_network_that_knows_classes() -> None:
+    untrained = {"adapt.seeds.anchor": "start", "pretrain.iterations": 0}
+    message = r"adapt\.seeds\.anchor = start: must be source where adaptation starts from a network"
+    with pytest.raises(ValueError, match=message):
+        make_params(untrained)
+    make_params(untrained | {"adapt.start": "models/hrda.safetensors"})
+    make_params(untrained | {"adapt.seeds.correction": 0.0})
+    make_params(untrained | {"pretrain.iterations": 1})
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

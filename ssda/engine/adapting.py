@@ -50,9 +50,10 @@ def start_networks(student: Segmenter, target: Index, params: Params) -> Network
         imagenet.stage(params.adapt.feature_distance.stride)  # says so now where there is none
         load_imagenet_weights(imagenet, params.model)
         imagenet.precision = student.encoder.precision
+        imagenet.keep_cast()
         imagenet = frozen(imagenet).to(student.device)
     predicted = PredictedShares(student.num_classes).to(student.device)
-    if params.adapt.seeds.anchor == "start":
+    if params.adapt.seeds.anchor == "start" and params.adapt.seeds.correction > 0:
         predicted.start.copy_(predicted_shares(student, target, params))
     teacher = create_teacher(student)
     if params.compute.compile:

@@ -118,7 +118,10 @@ def train(
         # runs uncompiled, and so might round in another way.
         on_card = network.device.type == "cuda" and not compiled
         counted = on_card and step == progress.steps + 1
-        with FlopCounter() if counted else nullcontext() as counter:
+        # Around all passes of a step, so that autocast casts each weight once for all of them. The
+        # first must have gradients: autocast keeps what it cast, with or without.
+        once = torch.autocast(network.device.type, enabled=False)
+        with once, FlopCounter() if counted else nullcontext() as counter:
             report = add_gradients(batch, step)
         gradients = [p.grad for p in parameters if p.grad is not None]
         combine(gradients, statistics, report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, reduce
 
@@ -27,6 +28,7 @@ from ssda.params import Adapt, Augmentation
 from ssda.processes import divided, gathered, micro_batches, own, summed
 from ssda.randomness import generators
 
+Join = Callable[[Tensor, Tensor], Tensor]
 PREDICTED_SHARE = "predicted_share"
 """In a step's report by class: what the running shares become with the step."""
 
@@ -165,29 +167,32 @@ def ask(teacher: Segmenter, images: Tensor, task: Task, step: int) -> Prediction
 
 def beside(one: Prediction, other: Prediction) -> Prediction:
     """What is said of the images of both, one after the other."""
-
-    def join(values: Tensor | None, others: Tensor | None) -> Tensor | None:
-        return None if values is None or others is None else torch.cat([values, others])
-
-    return Prediction(
-        torch.cat([one.logits, other.logits]),
-        torch.cat([one.members, other.members], dim=1),
-        join(one.context, other.context),
-        join(one.detail, other.detail),
+    return _both(
+        one,
+        other,
+        lambda values, others: torch.cat([values, others]),
+        lambda values, others: torch.cat([values, others], dim=1),
     )
 
 
 def of_both(plain: Prediction, mirrored: Prediction) -> Prediction:
     """Mean logits of an image and of its mirror image, the members of both."""
+    return _both(
+        plain,
+        mirrored,
+        lambda values, others: (values + others.flip(-1)) / 2,
+        lambda values, others: torch.cat([values, others.flip(-1)]),
+    )
 
-    def mean(values: Tensor | None, others: Tensor | None) -> Tensor | None:
-        return None if values is None or others is None else (values + others.flip(-1)) / 2
 
+def _both(one: Prediction, other: Prediction, join: Join, join_members: Join) -> Prediction:
     return Prediction(
-        (plain.logits + mirrored.logits.flip(-1)) / 2,
-        torch.cat([plain.members, mirrored.members.flip(-1)]),
-        mean(plain.context, mirrored.context),
-        mean(plain.detail, mirrored.detail),
+        join(one.logits, other.logits),
+        join_members(one.members, other.members),
+        *(
+            None if values is None or others is None else join(values, others)
+            for values, others in ((one.context, other.context), (one.detail, other.detail))
+        ),
     )
 
 

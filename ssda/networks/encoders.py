@@ -155,6 +155,17 @@ class Encoder(nn.Module):
             return nullcontext()
         return torch.autocast(self.mean.device.type, self.precision)
 
+    def keep_cast(self) -> None:
+        """Hold the weights that `autocast` would cast in each pass as it casts them.
+
+        Of an encoder that does not learn: its features keep their bits.
+        """
+        for layer in self.modules():
+            if type(layer) in (nn.Conv2d, nn.Linear):  # others may compute with them before
+                for name, value in list(layer.named_parameters()):
+                    cast = nn.Parameter(value.to(self.precision), value.requires_grad)
+                    setattr(layer, name, cast)
+
     def stage(self, stride: int) -> int:
         """Position of the last map of a stride; ValueError where there is none."""
         if stride not in self.strides:

@@ -1,5 +1,6 @@
 import copy
 import itertools
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssda.datasets.index import read_index
 from ssda.engine import adapting
@@ -19,7 +21,10 @@ from ssda.engine.training import Progress, create_optimiser
 from ssda.labels import CITYSCAPES
 from ssda.method.adaptation import Networks
 from ssda.method.learning import Report
-from tests.conftest import make_params
+from ssda.method.teacher import frozen
+from ssda.networks.encoders import Encoder
+from ssda.networks.segmenter import Segmenter, Views
+from tests.conftest import make_model, make_params
 
 
 def running_means(network: nn.Module) -> list[torch.Tensor]:
@@ -142,3 +147,82 @@ def test_new_statistics_depend_on_the_images_alone(folder: Path, small: dict[str
         use_target_statistics(network, target, params)
         found.append(torch.cat(running_means(network)))
     assert torch.equal(*found)
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each weight is cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: Counter[int] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten._to_copy.default and isinstance(args[0], nn.Parameter):
+            self.of[id(args[0])] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "checkpointing"),
+    [
+        ("test_efficientnet", False),
+        ("test_efficientnet", True),
+        ("test_vit", True),
+    ],
+)
+def test_a_step_in_bfloat16_casts_each_weight_once_and_finds_the_same_gradient(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, encoder: str, checkpointing: bool
+) -> None:
+    changes = {
+        "model.encoder": encoder,
+        "model.checkpointing": checkpointing,
+        "adapt.micro_batch_size": 2,
+    }
+    params = make_params(SMALL | changes)
+    monkeypatch.setattr(adapting, "load_imagenet_weights", lambda *_: None)
+    source, target = read_index(folder / "source"), read_index(folder / "target")
+    observe = Segmenter.observe
+
+    def anew(*arguments: Any) -> Views:
+        torch.clear_autocast_cache()
+        return observe(*arguments)
+
+    found: list[list[torch.Tensor]] = []
+    most: list[int] = []
+    for see in (anew, observe):
+        monkeypatch.setattr(Segmenter, "observe", see)
+        torch.manual_seed(0)
+        student = Segmenter(params.model, 19)
+        student.encoder.precision = torch.bfloat16
+        networks = start_networks(student, target, params)
+        with Casts() as casts:
+            next(adapt_steps(networks, [source], target, params, CITYSCAPES))
+        parameters = [p for p in student.parameters() if p.grad is not None]
+        most.append(max(casts.of[id(p)] for p in parameters))
+        found.append([p.grad for p in parameters if p.grad is not None])
+    assert most[0] >= 6 and most[1] == 1  # three passes of two micro-batches
+    assert len(found[1]) == len(found[0]) > 0
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("encoder", ["test_efficientnet", "test_vit"])
+def test_a_frozen_encoder_in_bfloat16_holds_cast_weights_and_gives_the_same_bits(
+    encoder: str,
+) -> None:
+    torch.manual_seed(0)
+    network = frozen(Encoder(make_model({"model.encoder": encoder})))
+    network.precision = torch.bfloat16
+    images = torch.rand(2, 3, 64, 64)
+    found: list[list[torch.Tensor]] = []
+    casts: list[int] = []
+    for _ in range(2):
+        with Casts() as seen, torch.no_grad():
+            found.append(network(images))
+        casts.append(sum(seen.of.values()))
+        network.keep_cast()
+    assert casts[1] < casts[0] / 5
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
