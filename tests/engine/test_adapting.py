@@ -173,14 +173,18 @@ class Casts(TorchDispatchMode):
     ],
 )
 def test_a_step_in_bfloat16_casts_each_weight_once_and_finds_the_same_gradient(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, encoder: str, checkpointing: bool
+    folder: Path,
+    small: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    encoder: str,
+    checkpointing: bool,
 ) -> None:
     changes = {
         "model.encoder": encoder,
         "model.checkpointing": checkpointing,
         "adapt.micro_batch_size": 2,
     }
-    params = make_params(SMALL | changes)
+    params = make_params(small | changes)
     monkeypatch.setattr(adapting, "load_imagenet_weights", lambda *_: None)
     source, target = read_index(folder / "source"), read_index(folder / "target")
     observe = Segmenter.observe
