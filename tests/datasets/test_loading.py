@@ -112,7 +112,8 @@ def test_whole_images_come_in_order_and_of_one_size_together(source: Index, work
 
 def test_image_and_label_are_cut_and_mirrored_alike(source: Index) -> None:
     """Each crop is found again, as it is or mirrored, at one place in image and label."""
-    whole = EvaluationSamples(source, None)
+    scenes = EvaluationSamples(source, None)
+    whole = [scenes[n] for n in range(len(scenes))]
     samples = source_samples(source)
     flips = set()
     for i in range(6):
