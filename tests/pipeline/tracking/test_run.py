@@ -1,6 +1,7 @@
 import getpass
 import hashlib
 import json
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -39,9 +40,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The main repository; its database is made once, and each test has an experiment in it."""
-    return tmp_path_factory.mktemp("repository")
+def root(database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The main repository; each test has an experiment in its database."""
+    folder = tmp_path_factory.mktemp("repository")
+    shutil.copy(database, folder)
+    return folder
 
 
 @pytest.fixture
@@ -556,11 +559,12 @@ def test_the_machine_is_watched_where_params_ask_for_it(
 
 
 def test_in_a_folder_of_a_larger_repository_that_folder_is_the_root(
-    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    params: Params, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the database, the state and the parameters that a run is compared with."""
     inner = tmp_path / "research" / "streets"
     (inner / ".dvc").mkdir(parents=True)
+    shutil.copy(database, inner)
     (inner / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     monkeypatch.chdir(inner)
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
@@ -578,20 +582,29 @@ def test_in_a_folder_of_a_larger_repository_that_folder_is_the_root(
 
 
 @pytest.mark.parametrize(
-    ("given", "folder"),
+    ("given", "folder", "there"),
     [
-        ("sqlite:///own.db", "plain"),
-        ("sqlite:///below/own.db?timeout=9", "plain"),
-        (None, "100%20 #1? a"),
-        ("sqlite:///own.db", "100%20 #1? a"),
+        ("sqlite:///own.db", "plain", False),
+        ("sqlite:///below/own.db?timeout=9", "plain", True),
+        (None, "100%20 #1? a", True),
+        ("sqlite:///own.db", "100%20 #1? a", True),
     ],
 )
 def test_a_database_is_found_from_anywhere_whatever_it_is_called(
-    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, folder: str
+    params: Params,
+    database: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str | None,
+    folder: str,
+    there: bool,
 ) -> None:
     """A stage in a temporary folder writes into the main repository."""
     root = tmp_path / folder
     (root / "below").mkdir(parents=True)
+    name = given.removeprefix("sqlite:///").partition("?")[0] if given else "mlflow.db"
+    if there:
+        shutil.copy(database, root / name)
     monkeypatch.setenv("DVC_ROOT", str(root))
     if given:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
@@ -601,7 +614,6 @@ def test_a_database_is_found_from_anywhere_whatever_it_is_called(
     Path("picture.png").write_bytes(b"picture")
     with stage_run("adapt", params) as stage:
         stage.artifact(Path("picture.png"))
-    name = given.removeprefix("sqlite:///").partition("?")[0] if given else "mlflow.db"
     with closing(sqlite3.connect(root / name)) as database:
         assert database.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)]
     assert len(list((root / "mlruns").rglob("picture.png"))) == 1

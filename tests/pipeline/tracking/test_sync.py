@@ -72,11 +72,12 @@ def environment(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def synced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def synced(database: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A commit that DVC reproduced, an experiment, and what the first sync says."""
     folder = tmp_path_factory.mktemp("synced")
     with pytest.MonkeyPatch.context() as patch:
         environment(patch, folder)
+        shutil.copy(database, folder)
         command("git", "init", "-q", "-b", "main")
         dvc("init", "-q")
         Path("dvc.yaml").write_text(PIPELINE)

@@ -155,7 +155,7 @@ def restore(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def finished(database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A workspace whose folders hold what was there before an adaptation and after it."""
     folder = tmp_path_factory.mktemp("workspace")
     patch = pytest.MonkeyPatch()
@@ -165,6 +165,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     patch.delenv("MLFLOW_TRACKING_URI", raising=False)
     write_gta(folder / "raw/game", 4, size=(36, 68), processes=1)
     write_cityscapes(folder / "raw/city", {"train": 4, "val": 2}, size=(32, 64), processes=1)
+    shutil.copy(database, folder)
     params = write_params(folder, SHORT)
     inventory.inventory(params, "game")
     convert.main(params)
