@@ -5,9 +5,7 @@ from typing import Any
 
 import cv2
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ssda.datasets.index import Index, Record
@@ -39,6 +37,9 @@ def make_model(overrides: dict[str, Any] | None = None) -> Model:
 
 def write_encoder(path: Path) -> None:
     """Weights of the small encoder, drawn at random."""
+    import timm  # here, as processes that tests spawn read this file
+    from safetensors.torch import save_file
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
         save_file(timm.create_model(SMALL_ENCODER).state_dict(), path)
