@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline import command
-from ssda.files import write_atomically
+from ssda.files import check_names, write_atomically
 from ssda.labels import load_space
 from ssda.params import Size
 
@@ -99,7 +99,9 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     for name, value in cast("Mapping[Any, Any]", content).items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"{path}: {name!r} is no tensor: not the file of a network")
-    return dict(cast("Mapping[str, Tensor]", content))
+    state = dict(cast("Mapping[str, Tensor]", content))
+    check_names(path, state)
+    return state
 
 
 def _classes(content: Any) -> tuple[str, ...] | None:
@@ -107,6 +109,14 @@ def _classes(content: Any) -> tuple[str, ...] | None:
     meta = content.get("meta")
     named = cast("Any", meta).get("CLASSES") if isinstance(meta, Mapping) else None
     return tuple(map(str, named)) if isinstance(named, list | tuple) else None
+
+
+def check_out(path: Path, out: Path, ending: str) -> None:
+    """Raise ValueError for a file to write that is the one to read, or has another's name."""
+    if out.suffix != ending:
+        raise ValueError(f"--out {out}: must end in {ending}")
+    if out.resolve() == path.resolve():
+        raise ValueError(f"--out {out}: is the file itself")
 
 
 def main() -> None:
@@ -126,6 +136,7 @@ def main() -> None:
     def work(given: Namespace) -> None:
         if given.to and (given.network or given.labels):
             options.error("--to mmseg takes neither --network nor --labels")
+        check_out(given.file, given.out, ".pth" if given.to else ".safetensors")
         if given.to:
             give_out(given.file, given.out)
         else:

@@ -34,7 +34,7 @@ def figures() -> dict[str, str]:
     and score for the default run of the pipeline.
     """
     found = figures_of(read_results(RUNS), "full")
-    photographs = figures_of(read_results(PHOTOGRAPHS), "augmented_colours")
+    photographs = figures_of(read_results(PHOTOGRAPHS), "anchor_start")
     found |= {f"photographs {name}": text for name, text in photographs.items()}
     for network, scores in parse_json(SCORES.read_bytes(), str(SCORES)).items():
         if isinstance(scores, dict):

@@ -53,13 +53,14 @@ CLASS_MIXING: Changes = NO_TARGET_LOSS | {
     "adapt.losses.feature_distance": 0.0,
     "sampling.rare_class_temperature": None,
 }
-SOURCE_AUGMENTATION: Changes = {
+ANCHOR_SOURCE: Changes = {"adapt.seeds.anchor": "source"}
+SOURCE_AUGMENTATION: Changes = ANCHOR_SOURCE | {
     "adapt.colour_transfer": 0.0,
     "source_augmentation.jitter_strength": 0.4,
     "source_augmentation.jitter_probability": 0.8,
     "source_augmentation.blur_probability": 0.5,
 }
-AS_DRAWN: Changes = {
+AS_DRAWN: Changes = ANCHOR_SOURCE | {
     "adapt.colour_transfer": 0.0,
     "source_augmentation.jitter_strength": 0.2,
     "source_augmentation.jitter_probability": 0.0,

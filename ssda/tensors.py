@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickletools
 import re
 import warnings
 from collections.abc import Iterable
@@ -58,8 +59,24 @@ def read_torch_file(path: Path) -> Any:
             warnings.simplefilter("ignore")  # of a pickle's protocol
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever an unpickler raises on what is no pickle
-        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            reason = f"holds {found[1]}, which is neither tensor, text nor number"
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if name := found[1] if found else _first_object(path):
+            reason = f"holds {name}, which is neither tensor, text nor number"
         else:
             reason = "not a file of PyTorch, or a damaged one"
         raise ValueError(f"{path}: {reason}") from error
+
+
+def _first_object(path: Path) -> str | None:
+    """Name of the first object in a pickle of protocol 4 or newer, which PyTorch cannot read."""
+    texts: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for operation, argument, _ in pickletools.genops(file):
+                if isinstance(argument, str):
+                    texts.append(argument)
+                elif operation.name == "STACK_GLOBAL":
+                    return re.sub(r"[^\w.]", "?", ".".join(texts[-2:]))
+    except (ValueError, MemoryError):  # no pickle, or not all of one
+        pass
+    return None

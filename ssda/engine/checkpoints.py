@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssda.files import write_atomically
+from ssda.files import UNWRITABLE, check_names, write_atomically
 from ssda.labels import LabelSpace, parse_space
 from ssda.networks.encoders import SOURCES, check_finite, is_built_in
 from ssda.networks.segmenter import Segmenter
@@ -21,6 +21,8 @@ from ssda.sections import Section, parse_json, validate
 
 OF_OLDER_FILES: dict[str, Any] = {"pyramid": "blocks"}
 """What networks are whose file does not say it."""
+PYTORCH = (".pth", ".pt", ".ckpt")
+"""How names of files of PyTorch end."""
 Mean = Annotated[float, Field(ge=-1000, le=1000)]
 Deviation = Annotated[float, Field(ge=0.001, le=1000)]
 
@@ -89,6 +91,7 @@ def load_network(path: Path, settings: Model | None = None) -> tuple[Segmenter, 
         model = settings.model_copy(update={"encoder": model.encoder})
     with safe_open(str(path), "pt") as file:  # pyright: ignore[reportUnknownVariableType]
         state: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}
+    check_names(path, state)
     with torch.device("meta"):  # a wrong description must not fill the memory
         blank = Segmenter(model, space.num_classes)
     if problem := _misfit(state, blank.state_dict()):
@@ -145,7 +148,11 @@ def _read_description(path: Path) -> tuple[Description, Model, LabelSpace]:
         with safe_open(str(path), "pt") as file:  # pyright: ignore[reportUnknownVariableType]
             metadata: dict[str, str] = file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file ({error})") from error
+        reason = UNWRITABLE.sub("?", str(error))  # it quotes the file
+        hint = "; released networks come in by: python -m pipeline.import_network"
+        raise ValueError(
+            f"{path}: not a safetensors file ({reason}){hint * (path.suffix in PYTORCH)}"
+        ) from error
     content = parse_json(metadata.get("ssda", "{}"), str(path))
     if content == {}:
         raise ValueError(f"{path}: does not describe itself; only files of this project do")

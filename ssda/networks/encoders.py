@@ -18,6 +18,7 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from ssda.files import check_names
 from ssda.networks.mixed_transformer import MixedTransformer
 from ssda.networks.normalisation import batch_normalisations
 from ssda.networks.positions import take_over_positions
@@ -50,8 +51,9 @@ SOURCES = ("hf-hub:", "local-dir:")
 """What an encoder's name begins with where timm is to get its architecture elsewhere."""
 WRAPPERS = ("state_dict", "model", "model_state_dict", "teacher", "module", "backbone", "encoder")
 """Keys under which files of weights keep the tensors by name."""
-PREFIXES = ("module.", "_orig_mod.", "model.", "teacher.", "backbone.", "encoder.")
-"""What stands before the names of a backbone's tensors in files of a larger network."""
+PREFIXES = ("module.", "_orig_mod.", "imnet_model.", "model.", "teacher.", "backbone.", "encoder.")
+"""What stands before the names of a backbone's tensors in files of a larger network, or of several:
+released files may hold the ImageNet encoder beside the student."""
 
 
 class Encoder(nn.Module):
@@ -345,7 +347,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             content: Any = load_file(path)
         else:
             content = read_torch_file(path)
-        return _backbone(_tensors(content))
+        tensors = _tensors(content)
+        check_names(path, tensors)
+        return _backbone(tensors)
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"model.weights = {str(path)!r}: cannot be read: {reason}") from error

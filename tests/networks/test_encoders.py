@@ -188,6 +188,13 @@ WRAPPED: dict[str, Callable[[State], object]] = {
         | {"decode_head.conv.weight": torch.zeros(1), "backbone.fc.weight": torch.zeros(7)},
         "meta": {"CLASSES": ["road"]},
     },
+    "student, teacher and ImageNet encoder": lambda state: {
+        "state_dict": {
+            f"module.{network}.backbone.{key}": value + (network != "imnet_model")
+            for network in ("model", "ema_model", "imnet_model")
+            for key, value in state.items()
+        }
+    },
     "encoder.": lambda state: (
         {f"encoder.{key}": value for key, value in state.items()}
         | {"decoder.weight": torch.zeros(1)}

@@ -86,6 +86,11 @@ def say(text: str) -> None:
     save_file(load_file(MODEL), MODEL, {"ssda": text})
 
 
+def head(text: str) -> None:
+    """Let the model begin with a text that should list its tensors."""
+    MODEL.write_bytes(len(text).to_bytes(8, "little") + text.encode() + bytes(4))
+
+
 def spoil_first(state: dict[str, torch.Tensor], value: float) -> None:
     name = next(name for name, tensor in state.items() if tensor.is_floating_point())
     state[name].view(-1)[0] = value
@@ -246,6 +251,16 @@ ROWS: dict[str, tuple[Callable[[], object], Callable[[], object], str]] = {
         run_predict,
         r"model\.safetensors: weights do not fit: \S+ is torch\.complex64, not torch\.float32",
     ),
+    "model with a name of two lines": (
+        lambda: change(MODEL, lambda state: state.update({"a\n\x1bb": torch.zeros(1)})),
+        run_predict,
+        r"model\.safetensors: 'a\\n\\x1bb': control characters in a name",
+    ),
+    "model with a type of two lines": (
+        lambda: head(r'{"a": {"dtype": "F\n\u001b", "shape": [1], "data_offsets": [0, 4]}}'),
+        run_predict,
+        r"model\.safetensors: not a safetensors file",
+    ),
     "other safetensors": (
         lambda: WEIGHTS.replace(MODEL),
         run_predict,
@@ -277,6 +292,11 @@ ROWS: dict[str, tuple[Callable[[], object], Callable[[], object], str]] = {
         lambda: save_file({"layer1.0.conv1.weight": torch.zeros(64, 64, 3, 3)}, WEIGHTS),
         load_weights,
         r"model\.weights = 'weights\.safetensors': ",
+    ),
+    "weights with a name of two lines": (
+        lambda: change(WEIGHTS, lambda state: state.update({"a\nb": torch.tensor(torch.nan)})),
+        load_weights,
+        r"model\.weights = 'weights\.safetensors': .*'a\\nb': control characters in a name",
     ),
     "weights that are no tensors": (
         lambda: torch.save([1, 2], "weights.pth"),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pipeline.import_network import main
 from ssda.engine.checkpoints import load_network
@@ -132,10 +132,13 @@ ROWS: dict[str, tuple[Callable[[], object], str]] = {
     "empty": (FILE.touch, "not a file of PyTorch, or a damaged one"),
     "text": (lambda: FILE.write_text("hello, world\n"), "not a file of PyTorch, or a damaged one"),
     "truncated": (truncated, "not a file of PyTorch, or a damaged one"),
-    "pickled code": (
-        lambda: FILE.write_bytes(pickle.dumps(Harm(), protocol=2)),
-        f"holds {SYSTEM.__module__}.system, which is neither tensor, text nor number",
-    ),
+    **{
+        f"pickled code, protocol {protocol}": (
+            lambda protocol=protocol: FILE.write_bytes(pickle.dumps(Harm(), protocol=protocol)),
+            f"holds {SYSTEM.__module__}.system, which is neither tensor, text nor number",
+        )
+        for protocol in (0, 2, 4, 5)
+    },
     "code beside tensors": (
         saved(lambda: plain(x=Harm())),
         f"holds {SYSTEM.__module__}.system, which is neither tensor, text nor number",
@@ -167,6 +170,10 @@ ROWS: dict[str, tuple[Callable[[], object], str]] = {
         saved(lambda: timm.create_model("resnet18").state_dict()),
         r"not a network of a known kind \(no such backbone; first tensor: bn1.bias\)",
     ),
+    "a name of two lines": (
+        saved(lambda: {"state_dict": {"a\nb": torch.zeros(1)}}),
+        r"'a\\nb': control characters in a name",
+    ),
     "ours": (saved(lambda: {"meta": {}, "state_dict": {"backbone.x": torch.zeros(1)}}), "not a"),
 }
 
@@ -190,6 +197,30 @@ def test_the_other_way_needs_a_published_form(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, FILE, "--to", "mmseg", "--out", "out.pth", "--network", "teacher")
     assert not Path("out.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((FILE, "--out", FILE), r"--out hrda\.pth: must end in \.safetensors"),
+        (
+            ("other.safetensors", "--out", "./other.safetensors"),
+            "--out other.*: is the file itself",
+        ),
+        ((OUT, "--to", "mmseg", "--out", OUT), r"--out models/hrda.safetensors: must end in \.pth"),
+    ],
+)
+def test_no_file_takes_the_place_of_the_one_that_is_read(
+    arguments: tuple[object, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(plain(), FILE)
+    save_file(plain()["state_dict"], "other.safetensors")
+    run(monkeypatch, FILE, "--out", OUT)
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match=rf"^error: {message}") as end:
+        run(monkeypatch, *arguments)
+    assert "\n" not in str(end.value)
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
 
 def test_windows_that_no_grid_fits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

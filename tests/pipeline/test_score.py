@@ -38,6 +38,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cityscapes(folder / "city", {"val": 3}, size=(64, 128), processes=1)
     write_model(folder / ONE, 0)
     write_model(folder / OTHER, 1)
+    torch.save({"state_dict": {}}, folder / "released.pth")
     (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     return folder
 
@@ -177,6 +178,10 @@ def test_protocols_are_those_of_the_authors() -> None:
     [
         (("--model", "no.safetensors", *CITY), r"^error: no\.safetensors: no such file"),
         (("--model", ONE, "params.yaml", *CITY), r"^error: params\.yaml: not a safetensors file"),
+        (
+            ("--model", "released.pth", *CITY),
+            r"^error: released\.pth: not a safetensors file .*: python -m pipeline.import_network",
+        ),
         (
             ("--model", ONE, "--root", "nowhere"),
             r"^error: nowhere/leftImg8bit/test: no such folder",
