@@ -9,6 +9,8 @@ from statistics import fmean
 
 from pipeline.drawing.tables import fill_documents
 from research.ablation import RUNS, Result, read_results
+from research.baselines import OURS
+from research.baselines import RUNS as BASELINE_RUNS
 from research.summary import (
     BY_CLASS,
     Estimate,
@@ -30,12 +32,14 @@ SCORES = Path("metrics/evaluate.json")
 def figures() -> dict[str, str]:
     """Each figure's name, and what the documents say there, in Markdown.
 
-    Names are those of `figures_of`, behind `photographs` where they are of these; `run`, network
-    and score for the default run of the pipeline.
+    Names are those of `figures_of`, behind `photographs` or `methods` where they are of these;
+    `run`, network and score for the default run of the pipeline.
     """
     found = figures_of(read_results(RUNS), "full")
     photographs = figures_of(read_results(PHOTOGRAPHS), "anchor_start")
     found |= {f"photographs {name}": text for name, text in photographs.items()}
+    methods = figures_of(read_results(BASELINE_RUNS), OURS)
+    found |= {f"methods {name}": text for name, text in methods.items()}
     for network, scores in parse_json(SCORES.read_bytes(), str(SCORES)).items():
         if isinstance(scores, dict):
             found |= {

@@ -78,7 +78,10 @@ def test_methods_beside_ours_are_their_overlays_for_as_many_steps() -> None:
             assert each.pretraining.model == preset.model
             assert each.params.sampling == preset.sampling
     overlays = {f"method/{path.stem}" for path in (ROOT / "presets/method").glob("*.yaml")}
-    others = ("paper_ratios", "two_resolutions", "vfm_uda", "vfm_uda_seeds")
+    others = (
+        *("paper_ratios", "corrected_from_start", "two_resolutions"),
+        *("vfm_uda", "vfm_uda_seeds"),
+    )
     assert overlays - {*BASELINES} == {f"method/{name}" for name in others}
 
 
