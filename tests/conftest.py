@@ -1,3 +1,5 @@
+import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,35 @@ from ssda.params import Model, Params
 from ssda.sections import read_yaml, set_values, validate
 
 ROOT = Path(__file__).resolve().parents[1]
+SMALL_ENCODER = "test_efficientnet"
+"""Of the default one's family, in a fraction of its time and bytes."""
+SMALL_NETWORK = {"model.encoder": SMALL_ENCODER, "model.channels": 8}
+
+
+@cache
+def default_values() -> dict[str, Any]:
+    return read_yaml(ROOT / "params.yaml")
 
 
 def make_params(overrides: dict[str, Any] | None = None) -> Params:
     """The default parameters with overrides."""
-    values = set_values(read_yaml(ROOT / "params.yaml"), overrides or {})
+    values = set_values(copy.deepcopy(default_values()), overrides or {})
     return validate(Params, values, "params.yaml")
 
 
 def make_model(overrides: dict[str, Any] | None = None) -> Model:
     """The default network's parameters with overrides."""
     return make_params(overrides).model
+
+
+def write_encoder(path: Path) -> None:
+    """Weights of the small encoder, drawn at random."""
+    import timm  # here, as processes that tests spawn read this file
+    from safetensors.torch import save_file
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_file(timm.create_model(SMALL_ENCODER).state_dict(), path)
 
 
 def unlabelled_index(folder: Path, images: Tensor) -> Index:
@@ -33,6 +53,20 @@ def unlabelled_index(folder: Path, images: Tensor) -> Index:
     names = [f"{i}" for i in range(len(images))]
     records = tuple(Record(name, f"{name}.png", 0, "", None, width, height, None) for name in names)
     return Index(folder, folder, CITYSCAPES, records)
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The small network's parameters, with weights of its encoder in a file."""
+    path = tmp_path_factory.mktemp("weights") / "encoder.safetensors"
+    write_encoder(path)
+    return SMALL_NETWORK | {"model.weights": str(path)}
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are empty files: drawing one takes longer than a step."""
+    monkeypatch.setattr("pipeline.drawing.figures.save", lambda figure, path: path.touch())
 
 
 @pytest.fixture(autouse=True)

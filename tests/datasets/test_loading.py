@@ -112,7 +112,8 @@ def test_whole_images_come_in_order_and_of_one_size_together(source: Index, work
 
 def test_image_and_label_are_cut_and_mirrored_alike(source: Index) -> None:
     """Each crop is found again, as it is or mirrored, at one place in image and label."""
-    whole = EvaluationSamples(source, None)
+    scenes = EvaluationSamples(source, None)
+    whole = [scenes[n] for n in range(len(scenes))]
     samples = source_samples(source)
     flips = set()
     for i in range(6):
@@ -253,9 +254,9 @@ def test_whole_images_are_read_without_shared_memory_where_it_is_full(
     for bytes_free, workers in ((10**9, 1), (10_000, 0)):
         free[0] = bytes_free
         batches = evaluation_batches(EvaluationSamples(source, None), lambda _: 5, 3)
-        before = len(multiprocessing.active_children())
+        others = {*multiprocessing.active_children()}  # that other tests have left
         assert next(batches).images.shape == (5, 3, 36, 68)
-        assert len(multiprocessing.active_children()) - before == workers
+        assert len({*multiprocessing.active_children()} - others) == workers
         assert next(batches, None) is None
 
 

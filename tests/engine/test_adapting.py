@@ -32,19 +32,20 @@ def running_means(network: nn.Module) -> list[torch.Tensor]:
     return [values.clone() for name, values in buffers if name.endswith("running_mean")]
 
 
-SMALL = {
-    "images.crop": [64, 32],
-    "sampling.min_pixels": 10,
-    "model.channels": 8,
-    "adapt.iterations": 2,
-    "runtime.workers": 0,
-}
+@pytest.fixture(scope="module")
+def small(pretrained: dict[str, Any]) -> dict[str, Any]:
+    return pretrained | {
+        "images.crop": [64, 32],
+        "sampling.min_pixels": 10,
+        "adapt.iterations": 2,
+        "runtime.workers": 0,
+    }
 
 
 def test_predicted_shares_move_with_the_steps_that_count(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    params = make_params(SMALL | {"adapt.iterations": 4})
+    params = make_params(small | {"adapt.iterations": 4})
     source, target = read_index(folder / "source"), read_index(folder / "target")
     networks = start_networks(imagenet_network(params, 19), target, params)
     take_step = adapting.joint_step
@@ -67,8 +68,10 @@ def test_predicted_shares_move_with_the_steps_that_count(
     assert moved == [True, False, True]
 
 
-def test_shares_at_the_start_are_those_of_the_labels_of_whole_target_images(folder: Path) -> None:
-    params = make_params(SMALL | {"adapt.seeds.anchor": "start", "adapt.margins.bottom": 8})
+def test_shares_at_the_start_are_those_of_the_labels_of_whole_target_images(
+    folder: Path, small: dict[str, Any]
+) -> None:
+    params = make_params(small | {"adapt.seeds.anchor": "start", "adapt.margins.bottom": 8})
     target = read_index(folder / "target")
     networks = start_networks(imagenet_network(params, 19), target, params)
     images = [cv2.imread(str(target.image_path(record))) for record in target.records]
@@ -86,9 +89,11 @@ def test_shares_at_the_start_are_those_of_the_labels_of_whole_target_images(fold
     assert networks.student.training and not networks.teacher.training
 
 
-def test_the_projector_learns_and_is_in_the_state_that_training_goes_on_from(folder: Path) -> None:
+def test_the_projector_learns_and_is_in_the_state_that_training_goes_on_from(
+    folder: Path, small: dict[str, Any]
+) -> None:
     params = make_params(
-        SMALL | {"adapt.feature_distance.cells": "all", "adapt.optimiser.warmup": 0}
+        small | {"adapt.feature_distance.cells": "all", "adapt.optimiser.warmup": 0}
     )
     source, target = read_index(folder / "source"), read_index(folder / "target")
 
@@ -114,8 +119,10 @@ def test_the_projector_learns_and_is_in_the_state_that_training_goes_on_from(fol
             assert torch.equal(values, other.state_dict()[name]), name
 
 
-def test_adaptation_ends_with_statistics_of_plain_target_images(folder: Path) -> None:
-    params = make_params(SMALL)
+def test_adaptation_ends_with_statistics_of_plain_target_images(
+    folder: Path, small: dict[str, Any]
+) -> None:
+    params = make_params(small)
     source, target = read_index(folder / "source"), read_index(folder / "target")
     networks = start_networks(imagenet_network(params, 19), target, params)
     plain: list[bool] = []
@@ -129,9 +136,9 @@ def test_adaptation_ends_with_statistics_of_plain_target_images(folder: Path) ->
     assert networks.student.training and not networks.teacher.training
 
 
-def test_new_statistics_depend_on_the_images_alone(folder: Path) -> None:
+def test_new_statistics_depend_on_the_images_alone(folder: Path, small: dict[str, Any]) -> None:
     """Not on what the process has drawn before, though branches are skipped at random."""
-    params = make_params(SMALL | {"model.drop_path": 0.5})
+    params = make_params(small | {"model.drop_path": 0.5})
     target = read_index(folder / "target")
     network = imagenet_network(params, 19)
     found: list[torch.Tensor] = []
@@ -166,14 +173,18 @@ class Casts(TorchDispatchMode):
     ],
 )
 def test_a_step_in_bfloat16_casts_each_weight_once_and_finds_the_same_gradient(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, encoder: str, checkpointing: bool
+    folder: Path,
+    small: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    encoder: str,
+    checkpointing: bool,
 ) -> None:
     changes = {
         "model.encoder": encoder,
         "model.checkpointing": checkpointing,
         "adapt.micro_batch_size": 2,
     }
-    params = make_params(SMALL | changes)
+    params = make_params(small | changes)
     monkeypatch.setattr(adapting, "load_imagenet_weights", lambda *_: None)
     source, target = read_index(folder / "source"), read_index(folder / "target")
     observe = Segmenter.observe

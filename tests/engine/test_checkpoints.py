@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from ssda.engine.checkpoints import load_network, save_network, trained_size
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
-from tests.conftest import make_model
+from tests.conftest import SMALL_NETWORK, make_model
 
 
 def test_a_network_comes_back_with_its_classes(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_files_that_are_no_network_are_named(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_their_description_are_named(tmp_path: Path) -> None:
     network = Segmenter(make_model({"model.channels": 16}), 19)
     path = tmp_path / "net.safetensors"
-    save_network(path, network, make_model({"model.channels": 8}), CITYSCAPES)
+    save_network(path, network, make_model(SMALL_NETWORK), CITYSCAPES)
     with pytest.raises(ValueError, match="weights do not fit"):
         load_network(path)
 

@@ -13,7 +13,7 @@ from ssda.engine.device import pick_precision, place, set_up
 from ssda.method.teacher import create_teacher
 from ssda.networks.normalisation import kept_statistics
 from ssda.networks.segmenter import Segmenter, stochastic_pass
-from tests.conftest import make_model, make_params
+from tests.conftest import SMALL_NETWORK, make_model, make_params
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -76,7 +76,7 @@ def test_a_network_and_its_teacher_compute_in_the_precision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ssda.engine.device.pick_precision", lambda *_: torch.bfloat16)
-    student = place(Segmenter(make_model({"model.channels": 8}), 3), CPU, make_params().compute)
+    student = place(Segmenter(make_model(SMALL_NETWORK), 3), CPU, make_params().compute)
     for network in (student, create_teacher(student)):
         assert network.encode(torch.rand(2, 3, 64, 64))[-1].dtype == torch.bfloat16
 

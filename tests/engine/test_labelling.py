@@ -15,7 +15,7 @@ from ssda.engine.evaluation import predict_uncertainty
 from ssda.engine.labelling import Labeller
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
-from tests.conftest import make_model
+from tests.conftest import SMALL_NETWORK, make_model
 
 MODEL = Path("models/adapted.safetensors")
 
@@ -24,9 +24,9 @@ MODEL = Path("models/adapted.safetensors")
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    settings = make_model({"model.channels": 8})
+    settings = make_model(SMALL_NETWORK)
     network = Segmenter(settings, CITYSCAPES.num_classes)
-    torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=1.0)
+    torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=20.0)
     save_network(MODEL, network, settings, CITYSCAPES)
 
 
@@ -56,7 +56,7 @@ def test_images_are_seen_with_the_pixels_of_training_unless_told(
     labeller: Labeller, scale: float | None, seen: tuple[int, int]
 ) -> None:
     """The target was resized to 64 x 128: 128 x 64 has as many pixels."""
-    settings = make_model({"model.channels": 8})
+    settings = make_model(SMALL_NETWORK)
     save_network(Path("resized"), labeller.network, settings, CITYSCAPES, (64, 128))
     sizes: list[tuple[int, int]] = []
     resized = ssda.load("resized", device="cpu", scale=scale)

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,21 +9,23 @@ from ssda.engine.pretraining import imagenet_network, pretrain_steps
 from ssda.networks.normalisation import batch_normalisations
 from tests.conftest import make_params
 
-SMALL = {
-    "images.crop": [64, 32],
-    "sampling.min_pixels": 10,
-    "model.channels": 8,
-    "pretrain.iterations": 2,
-    "runtime.workers": 0,
-}
+
+@pytest.fixture(scope="module")
+def small(pretrained: dict[str, Any]) -> dict[str, Any]:
+    return pretrained | {
+        "images.crop": [64, 32],
+        "sampling.min_pixels": 10,
+        "pretrain.iterations": 2,
+        "runtime.workers": 0,
+    }
 
 
-def test_computing_activations_twice_changes_nothing(folder: Path) -> None:
+def test_computing_activations_twice_changes_nothing(folder: Path, small: dict[str, Any]) -> None:
     """Weights and running statistics: these take in every batch once."""
     source = read_index(folder / "source")
     found: list[dict[str, torch.Tensor]] = []
     for checkpointing in (False, True):
-        params = make_params(SMALL | {"model.checkpointing": checkpointing})
+        params = make_params(small | {"model.checkpointing": checkpointing})
         network = imagenet_network(params, 19)
         for record in pretrain_steps(network, [source], params):
             assert record.problem is None
@@ -33,12 +36,14 @@ def test_computing_activations_twice_changes_nothing(folder: Path) -> None:
             torch.testing.assert_close(twice[name], values, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_micro_batches_give_the_gradient_of_the_whole_batch(folder: Path) -> None:
+def test_micro_batches_give_the_gradient_of_the_whole_batch(
+    folder: Path, small: dict[str, Any]
+) -> None:
     """Batch normalisation is frozen: it normalises each micro-batch by itself."""
     source = read_index(folder / "source")
     found: list[list[torch.Tensor]] = []
     for at_once in (None, 3):
-        params = make_params(SMALL | {"pretrain.micro_batch_size": at_once})
+        params = make_params(small | {"pretrain.micro_batch_size": at_once})
         network = imagenet_network(params, 19)
         sizes: list[int] = []
         network.encoder.register_forward_pre_hook(
@@ -63,11 +68,13 @@ def test_crops_that_patches_do_not_fill_are_told_before_training() -> None:
         imagenet_network(make_params(overrides), 3)
 
 
-def test_source_images_are_augmented_where_it_is_asked_for(folder: Path) -> None:
+def test_source_images_are_augmented_where_it_is_asked_for(
+    folder: Path, small: dict[str, Any]
+) -> None:
     source = read_index(folder / "source")
     losses: list[float] = []
     for probability in (0.0, 1.0):
-        params = make_params(SMALL | {"source_augmentation.jitter_probability": probability})
+        params = make_params(small | {"source_augmentation.jitter_probability": probability})
         record = next(pretrain_steps(imagenet_network(params, 19), [source], params))
         losses.append(float(record.report.losses["source"]))
     assert losses[0] != losses[1]

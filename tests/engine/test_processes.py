@@ -31,7 +31,7 @@ from ssda.sections import changed
 from tests.conftest import ROOT, make_params
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["ssda.engine.adapting", "ssda.engine.pretraining"])
+context.set_forkserver_preload([__name__])
 
 
 def step_params() -> Params:

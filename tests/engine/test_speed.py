@@ -11,7 +11,7 @@ from ssda.engine.speed import Cost, Speed, told
 from ssda.engine.training import Progress, StepRecord, create_optimiser, train
 from ssda.method.learning import Report
 from ssda.networks.segmenter import Segmenter
-from tests.conftest import make_model, make_params
+from tests.conftest import SMALL_NETWORK, make_model, make_params
 
 CPU = torch.device("cpu")
 CARD = torch.device("cuda")
@@ -21,7 +21,7 @@ def steps(
     device: torch.device, clock: list[float], *, loading: float = 0.0, working: float = 0.0
 ) -> list[StepRecord]:
     """Three steps whose images, and whose work, take so many seconds by a clock."""
-    network = Segmenter(make_model({"model.channels": 8}), 3).to(device).train()
+    network = Segmenter(make_model(SMALL_NETWORK), 3).to(device).train()
     settings = make_params().pretrain.optimiser
 
     def batches() -> Iterator[torch.Tensor]:

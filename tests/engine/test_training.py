@@ -14,7 +14,7 @@ from ssda.engine.training import (
 )
 from ssda.method.learning import Report
 from ssda.networks.segmenter import Segmenter
-from tests.conftest import make_model, make_params
+from tests.conftest import SMALL_NETWORK, make_model, make_params
 
 
 def test_learning_rate_of_the_released_schedule() -> None:
@@ -28,7 +28,7 @@ def test_learning_rate_of_the_released_schedule() -> None:
 
 def small_network() -> Segmenter:
     torch.manual_seed(0)
-    return Segmenter(make_model({"model.channels": 8}), 3).train()
+    return Segmenter(make_model(SMALL_NETWORK), 3).train()
 
 
 def test_the_head_learns_faster_than_the_encoder() -> None:

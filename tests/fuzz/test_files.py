@@ -24,7 +24,7 @@ from ssda.datasets.raw_files import image_facts, raw_table, read_train_ids
 from ssda.engine.checkpoints import save_network
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
-from tests.conftest import make_model
+from tests.conftest import SMALL_NETWORK, make_model
 
 pytestmark = pytest.mark.soak
 
@@ -218,7 +218,7 @@ def test_conversion_and_its_check_name_the_same_files(tmp_path: Path) -> None:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    settings = make_model({"model.channels": 8})
+    settings = make_model(SMALL_NETWORK)
     path = tmp_path / "model.safetensors"
     save_network(path, Segmenter(settings, CITYSCAPES.num_classes), settings, CITYSCAPES)
     return path

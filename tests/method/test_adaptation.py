@@ -21,7 +21,7 @@ from ssda.networks.heads import create_projector
 from ssda.networks.normalisation import batch_normalisations, reestimate_statistics
 from ssda.networks.segmenter import Segmenter, Views, stochastic_pass
 from ssda.randomness import generators
-from tests.conftest import make_model, make_params
+from tests.conftest import SMALL_ENCODER, make_model, make_params
 
 OFF = {
     "adapt.losses.mix": 0.0,
@@ -34,7 +34,12 @@ OFF = {
 CLASSES = CITYSCAPES.num_classes
 
 
-SMALL = {"model.channels": 16, "model.dropout": 0.3, "images.crop": [128, 64]}
+SMALL = {
+    "model.encoder": SMALL_ENCODER,
+    "model.channels": 16,
+    "model.dropout": 0.3,
+    "images.crop": [128, 64],
+}
 RESOLUTIONS = {"one resolution": SMALL, "two resolutions": SMALL | {"model.detail": [64, 32]}}
 
 

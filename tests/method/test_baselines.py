@@ -24,7 +24,7 @@ from ssda.networks.segmenter import Segmenter, Views, stochastic_pass
 from ssda.params import Params
 from ssda.randomness import generators
 from ssda.sections import changed
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_ENCODER
 
 CLASSES = CITYSCAPES.num_classes
 HEIGHT, WIDTH = 64, 128
@@ -37,6 +37,7 @@ def params_of(method: str) -> Params:
     little = {
         "images.crop": (WIDTH, HEIGHT),
         "model.detail": detail,
+        "model.encoder": SMALL_ENCODER,
         "model.channels": 16,
         "model.dropout": 0.3,
         "adapt.pseudo_labels.confidence_threshold": 0.2,

@@ -13,7 +13,7 @@ from ssda.randomness import generators
 from tests.conftest import make_model
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-ENCODER = {"model.encoder": "resnet18d", "model.channels": 8}
+ENCODER = {"model.encoder": "test_resnet", "model.channels": 8}
 
 
 def create_student(checkpointing: bool = False) -> Segmenter:

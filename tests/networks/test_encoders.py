@@ -205,7 +205,7 @@ WRAPPED: dict[str, Callable[[State], object]] = {
 @pytest.mark.parametrize(
     ("name", "classifier", "wrapper"),
     [
-        *(("resnet10t", "fc.", wrapper) for wrapper in WRAPPED),
+        *(("test_resnet", "fc.", wrapper) for wrapper in WRAPPED),
         ("vit_tiny_patch16_224", "head.", "segmentation"),
         ("mit_b0", "head.", "segmentation"),
     ],
@@ -229,7 +229,7 @@ def test_the_backbone_is_taken_whatever_is_around_it(
 def test_a_classifier_of_another_size_is_left_out(tmp_path: Path) -> None:
     """Of dinov3, too, which timm builds without one."""
     path = tmp_path / "weights.safetensors"
-    for name in ("resnet10t", "vit_small_patch16_dinov3"):
+    for name in ("test_resnet", "vit_small_patch16_dinov3"):
         state = timm.create_model(name, num_classes=7).state_dict()
         save_file({key: value.clone() for key, value in state.items()}, path)
         model = make_model({"model.encoder": name, "model.weights": str(path)})
@@ -270,19 +270,19 @@ def test_a_wrapper_that_nobody_knows_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_timm_gives_architecture_normalisation_and_weights(tmp_path: Path) -> None:
-    whole = timm.create_model("resnet10t", num_classes=3)
+    whole = timm.create_model("test_resnet", num_classes=3)
     save_file({k: v.clone() for k, v in whole.state_dict().items()}, tmp_path / "model.safetensors")
     said = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0], "classifier": "fc"}
-    config = {"architecture": "resnet10t", "num_classes": 3, "pretrained_cfg": said}
+    config = {"architecture": "test_resnet", "num_classes": 3, "pretrained_cfg": said}
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = make_model({"model.encoder": f"local-dir:{tmp_path}"})
     encoder = Encoder(model)
-    assert encoder.name == "resnet10t"
+    assert encoder.name == "test_resnet"
     torch.testing.assert_close(encoder.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
     load_imagenet_weights(encoder, model)
     assert torch.equal(encoder.network.layer4[0].conv2.weight, whole.layer4[0].conv2.weight)
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_args": {"in_chans": 1}}))
-    with pytest.raises(ValueError, match="changes resnet10t; allowed is what timm has built in"):
+    with pytest.raises(ValueError, match="changes test_resnet; allowed is what timm has built in"):
         Encoder(model)
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match="not an encoder that timm can cut"):

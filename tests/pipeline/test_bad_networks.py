@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -24,7 +24,7 @@ from ssda.engine.pretraining import imagenet_network
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params
-from tests.conftest import make_params
+from tests.conftest import SMALL_NETWORK, make_model, make_params, write_encoder
 
 MODEL, WEIGHTS = Path("model.safetensors"), Path("weights.safetensors")
 
@@ -37,16 +37,19 @@ class Harm:
 
 
 @pytest.fixture(scope="module")
-def network() -> Segmenter:
-    return imagenet_network(make_params({"model.channels": 8}), 19)
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("good")
+    model = make_model(SMALL_NETWORK)
+    save_network(folder / MODEL, Segmenter(model, 19), model, CITYSCAPES)
+    write_encoder(folder / WEIGHTS)
+    return folder
 
 
 @pytest.fixture
-def workspace(network: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model, an encoder's weights and an image, all good; it is the working directory."""
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    save_network(MODEL, network, make_params({"model.channels": 8}).model, CITYSCAPES)
-    save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), WEIGHTS)
     write_image("own/a.png")
     return tmp_path
 
@@ -108,7 +111,7 @@ def truncate(path: Path) -> None:
 
 
 def load_weights(path: Path = WEIGHTS) -> Params:
-    params = make_params({"model.channels": 8, "model.weights": str(path)})
+    params = make_params(SMALL_NETWORK | {"model.weights": str(path)})
     imagenet_network(params, 19)
     return params
 

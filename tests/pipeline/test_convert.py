@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from pipeline.checks.conversion import check, untracked
-from pipeline.convert import convert
+from pipeline.convert import convert, main, run
 from pipeline.dependencies import updated
 from pipeline.inventory import INVENTORY, inventory
+from pipeline.inventory import main as run_inventory
 from ssda.datasets.index import class_frequencies, read_index, read_sources
 from ssda.files import fingerprint
 from ssda.labels import CITYSCAPES
@@ -104,14 +105,20 @@ def test_several_sources_are_pooled_and_old_ones_go(params: Params) -> None:
         inventory(params, "a")
 
 
-def test_a_bad_file_ends_the_command_with_one_error(params: Params) -> None:
+def test_a_bad_file_ends_the_command_with_one_error(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (Path(params.sources["game"].root) / "labels/00001.png").write_bytes(b"garbage")
-    done = run_python("-m", "pipeline.convert")
-    assert done.returncode == 1
-    assert done.stdout.startswith("convert: ") and done.stdout.count("\n") == 1
-    assert done.stderr == (
-        "error: demo/raw/game (gta, split train): labels/00001.png: not a readable PNG\n"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(sys, "argv", ["convert"])
+    with pytest.raises(SystemExit) as end:
+        run()
+    assert end.value.code == (
+        "error: demo/raw/game (gta, split train): labels/00001.png: not a readable PNG"
     )
+    said = capsys.readouterr()
+    assert said.out.startswith("convert: ") and said.out.count("\n") == 1
+    assert said.err.startswith("warning: MLflow (http") and said.err.count("\n") == 1
     assert not Path("data/converted/sources/game").exists()
     assert not Path("metrics/convert.json").exists()
 
@@ -302,15 +309,18 @@ def test_a_marker_of_the_target_must_be_in_dvc_yaml(params: Params) -> None:
     assert updated(Path("dvc.yaml").read_text(), params) == text
 
 
-def test_leftover_labels_are_told(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+def test_leftover_labels_are_told(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     labels = Path(params.sources["game"].root) / "labels"
     for seed in range(3):
         (labels / f"{seed:05}_labelTrainIds.png").touch()
     with pytest.raises(ValueError, match="problems"):  # these images are smaller than the crop
         check(params)
     assert "\n  3 labels without image left out\n" in capsys.readouterr().out
-    done = run_python("-m", "pipeline.convert")
-    assert "convert: sources/game: 3 labels without image left out\n" in done.stdout
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    main(params)
+    assert "convert: sources/game: 3 labels without image left out\n" in capsys.readouterr().out
 
 
 def test_inventory_changes_with_layout_and_classes(params: Params) -> None:
@@ -336,16 +346,20 @@ def test_inventory_changes_with_layout_and_classes(params: Params) -> None:
     assert digest("{7: road}", classes) == digests[0]
 
 
-def test_inventory_says_what_is_missing_and_loads_nothing_heavy(params: Params) -> None:
+def test_inventory_says_what_is_missing_and_loads_nothing_heavy(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     heavy = "import sys, pipeline.inventory; print({'torch', 'cv2', 'PIL'} & {*sys.modules})"
     done = run_python("-c", heavy)
     assert done.returncode == 0
     assert done.stdout == "set()\n"
     for path in (Path(params.sources["game"].root) / "images").iterdir():
         path.unlink()
-    done = run_python("-m", "pipeline.inventory", "game")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: demo/raw/game: no image matches images/*.png of layout gta\n"
+    monkeypatch.setattr(sys, "argv", ["inventory", "game"])
+    with pytest.raises(SystemExit) as end:
+        run_inventory()
+    assert end.value.code == "error: demo/raw/game: no image matches images/*.png of layout gta"
+    assert capsys.readouterr() == ("", "")
     assert not (INVENTORY / "game.json").exists()
 
 

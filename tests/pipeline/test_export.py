@@ -15,18 +15,16 @@ from pipeline.export import export
 from ssda.engine.checkpoints import load_network, save_network
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
-from tests.conftest import make_model
+from tests.conftest import SMALL_NETWORK, make_model
 
 MODEL, OUT = Path("model.safetensors"), Path("out/model.onnx")
 
 
 def write_model(**overrides: object) -> None:
     torch.manual_seed(0)
-    model = make_model(
-        {"model.channels": 8} | {k.replace("__", "."): v for k, v in overrides.items()}
-    )
+    model = make_model(SMALL_NETWORK | {k.replace("__", "."): v for k, v in overrides.items()})
     network = Segmenter(model, CITYSCAPES.num_classes)
-    torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=1.0)
+    torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=20.0)
     save_network(MODEL, network, model, CITYSCAPES)
 
 

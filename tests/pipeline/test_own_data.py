@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 import ssda
 from pipeline import adapt, convert, evaluate, inventory, predict, pretrain
+from pipeline.checks import conversion
 from pipeline.checks.conversion import check
 from pipeline.overlays import load_preset
 from ssda.datasets.index import read_index
@@ -21,7 +22,7 @@ from ssda.datasets.layouts import LAYOUTS, load_layout
 from ssda.engine.checkpoints import load_network, trained_size
 from ssda.params import Params, load_params
 from ssda.sections import changed, read_yaml, set_values
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_ENCODER, write_encoder
 
 WIDTH, HEIGHT = 640, 480
 FILES = {
@@ -40,7 +41,9 @@ SMALL = {
     "sources.simulator.resize": [160, 120],
     "images.target_size": [160, 120],
     "images.crop": [96, 64],
+    "model.encoder": SMALL_ENCODER,
     "model.channels": 8,
+    "model.weights": "encoder.safetensors",
     "pretrain.iterations": 2,
     "pretrain.batch_size": 2,
     "adapt.iterations": 2,
@@ -79,6 +82,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_scene(folder / "flights", "old/0", 20)
     for name, text in FILES.items():
         (folder / name).write_text(text, encoding="utf-8")
+    write_encoder(folder / "encoder.safetensors")
     patch = pytest.MonkeyPatch()
     patch.chdir(ROOT)
     preset = load_preset("own").model_dump(mode="json", by_alias=True)
@@ -94,6 +98,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def params(workspace: Path) -> Params:
     return load_params(workspace / "params.yaml")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check draws no pictures, which take longer than all else."""
+    monkeypatch.setattr(conversion, "draw", lambda index, raw: Path("drawn.png"))
 
 
 def test_the_check_tells_what_is_there_and_converts_nothing(
@@ -116,6 +126,7 @@ def test_the_check_tells_what_is_there_and_converts_nothing(
     assert not Path("data/converted").exists() and not Path("metrics").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_check_counts_all_problems(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
     spoilt = [
         Path("simulator/masks/all/site_1/000_mask.png"),
@@ -135,6 +146,7 @@ def test_the_check_counts_all_problems(params: Params, capsys: pytest.CaptureFix
     assert "photos/new/Tag Ä/1.jpg: not a readable PNG or JPEG" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_check_tells_the_sizes_that_are_seen_and_warns(
     params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +169,7 @@ def test_the_check_tells_the_sizes_that_are_seen_and_warns(
     assert f"{enlarged} 480; null keeps them\n" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_check_sees_what_training_would_refuse(
     params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,7 @@ from ssda.engine.evaluation import predict_labels, predict_uncertainty
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Windows
-from tests.conftest import make_model
+from tests.conftest import SMALL_NETWORK, make_model
 
 MODEL = Path("model.safetensors")
 KINDS = ("colours", "ids", "overlay", "uncertainty")
@@ -36,9 +36,9 @@ load = partial(ssda.load, MODEL, device="cpu")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    settings = make_model({"model.channels": 8})
+    settings = make_model(SMALL_NETWORK)
     network = Segmenter(settings, CITYSCAPES.num_classes)
-    torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=1.0)
+    torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=20.0)
     path = tmp_path_factory.mktemp("model") / MODEL
     save_network(path, network, settings, CITYSCAPES)
     return path

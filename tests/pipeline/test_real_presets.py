@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,15 @@ from ssda.labels import CITYSCAPES
 from ssda.networks.encoders import MIT, Encoder
 from ssda.params import Params, load_params
 from ssda.sections import read_yaml, set_values, validate
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_ENCODER
 
 SIZE = (72, 136)
 OTHERS = {"demo", "camvid", "own"}
 """Presets whose source is the drawn game, or what a user has."""
 PRESETS = sorted({path.stem for path in (ROOT / FOLDER).glob("*.yaml")} - OTHERS)
 SMALL = {
-    "tf_efficientnet_lite0": "tf_efficientnet_lite0",
-    "resnet101c": "resnet18d",
+    "tf_efficientnet_lite0": SMALL_ENCODER,
+    "resnet101c": "test_resnet",
     "mit_b5": "mit_b0",
     "vit_large_patch16_dinov3.lvd1689m": "vit_small_patch16_dinov3.lvd1689m",
 }
@@ -62,10 +63,15 @@ def converted(raw: Path) -> dict[str, Index]:
     }
 
 
+@cache
+def preset(name: str) -> Params:
+    with contextlib.chdir(ROOT):
+        return load_preset(name)
+
+
 def reduced(name: str, raw: Path, overrides: dict[str, Any]) -> Params:
     """A preset at crops of 64 px, with weights of its encoder from a file."""
-    with contextlib.chdir(ROOT):
-        values = load_preset(name).model_dump(mode="json", by_alias=True)
+    values = preset(name).model_dump(mode="json", by_alias=True)
     for source, section in values["sources"].items():
         section |= {"root": str(raw / source), "resize": None}
     tiny = {
@@ -129,7 +135,7 @@ def two_steps(params: Params, converted: dict[str, Index]) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_two_joint_steps(name: str, raw: Path, converted: dict[str, Index]) -> None:
-    encoder = SMALL[load_preset(name).model.encoder]
+    encoder = SMALL[preset(name).model.encoder]
     overrides = {"model.encoder": encoder, "model.channels": 16}
     two_steps(reduced(name, raw, overrides), converted)
 
@@ -175,13 +181,14 @@ def scores_of(params: Params) -> dict[str, Any]:
 
 
 def test_the_paper_s_preset_from_raw_data_to_scores(workspace: Path, raw: Path) -> None:
-    scores = scores_of(reduced("gta_resnet101", raw, SCORED | {"model.encoder": "resnet18d"}))
+    scores = scores_of(reduced("gta_resnet101", raw, SCORED | {"model.encoder": "test_resnet"}))
     assert scores["source_only"] is None
     assert scores["images"] == 2
     assert 0 <= scores["adapted"]["miou"] <= 100
     assert (workspace / "metrics/pictures.png").exists()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_no_step_of_adaptation_is_new_statistics_alone(workspace: Path, raw: Path) -> None:
     steps = {"adapt.iterations": 0, "pretrain.iterations": 1, "model.channels": 16}
     scores = scores_of(reduced("gta_small", raw, SCORED | steps))

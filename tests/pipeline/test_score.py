@@ -18,7 +18,7 @@ from ssda.engine.checkpoints import load_network, save_network
 from ssda.labels import CITYSCAPES, CITYSCAPES_IDS, LabelSpace
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Windows
-from tests.conftest import ROOT, make_model
+from tests.conftest import ROOT, SMALL_NETWORK, make_model
 
 ONE, OTHER = Path("models/one.safetensors"), Path("models/other.safetensors")
 CITY = ("--root", "city", "--split", "val")
@@ -26,9 +26,9 @@ CITY = ("--root", "city", "--split", "val")
 
 def write_model(path: Path, state: int, space: LabelSpace = CITYSCAPES) -> None:
     torch.manual_seed(state)
-    model = make_model({"model.channels": 8})
+    model = make_model(SMALL_NETWORK)
     network = Segmenter(model, space.num_classes)
-    torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=1.0)
+    torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=20.0)
     save_network(path, network, model, space)
 
 
@@ -159,7 +159,7 @@ def test_without_labels_there_are_predictions_alone(
 
 
 def test_protocols_are_those_of_the_authors() -> None:
-    transformer = Segmenter(make_model({"model.channels": 8}), 19)
+    transformer = Segmenter(make_model(SMALL_NETWORK), 19)
     resnet = Segmenter(make_model({"model.encoder": "resnet10t", "model.head": "deeplabv2"}), 19)
     slid = View(windows=Windows(extent=(1024, 1024), step=(512, 512)))
     expected = {

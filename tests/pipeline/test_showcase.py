@@ -18,7 +18,7 @@ from ssda.engine.evaluation import predict_labels
 from ssda.files import write_json
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
-from tests.conftest import make_model, make_params
+from tests.conftest import SMALL_NETWORK, make_model, make_params
 
 PARAMS = make_params({"runtime.device": "cpu"})
 SCORES = {"source_only": {"miou": 23.29}, "adapted": {"miou": 56.73}}
@@ -28,11 +28,11 @@ SCORES = {"source_only": {"miou": 23.29}, "adapted": {"miou": 56.73}}
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_json(Path("metrics/evaluate.json"), SCORES)
-    settings = make_model({"model.channels": 8})
+    settings = make_model(SMALL_NETWORK)
     for state, path in enumerate((PRETRAINED, ADAPTED)):
         torch.manual_seed(state)
         network = Segmenter(settings, CITYSCAPES.num_classes)
-        torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=1.0)
+        torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=20.0)
         save_network(path, network, settings, CITYSCAPES)
 
 

@@ -21,7 +21,7 @@ from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params, load_params
 from ssda.sections import read_yaml, set_values
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_ENCODER, write_encoder
 
 TINY = {
     "sources.game.root": "raw/game",
@@ -51,7 +51,12 @@ STAGES = (
 
 
 def write_params(folder: Path, overrides: dict[str, Any]) -> Params:
-    values = set_values(read_yaml(ROOT / "params.yaml"), TINY | overrides)
+    """Write params.yaml, tiny, with overrides; beside it the encoder's weights, drawn at random."""
+    weights = "encoder.safetensors"
+    encoder = {"model.encoder": SMALL_ENCODER, "model.weights": weights}
+    values = set_values(read_yaml(ROOT / "params.yaml"), TINY | encoder | overrides)
+    if not (folder / weights).exists():
+        write_encoder(folder / weights)
     with (folder / "params.yaml").open("w") as file:
         YAML(typ="safe", pure=True).dump(values, file)
     return load_params(folder / "params.yaml")
@@ -73,7 +78,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     patch = pytest.MonkeyPatch()
     patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     patch.chdir(folder)
-    run_all(write_params(folder, {}))
+    run_all(write_params(folder, {"runtime.picture_every": 2}))
     yield folder
     patch.undo()
 
@@ -133,8 +138,9 @@ def test_curves_and_pictures_are_there(workspace: Path) -> None:
     assert shares[0] == "step,class,seed_share,predicted_share"
     assert len(shares) == 1 + 2 * 19
     assert "validation_miou_student" in (metrics / "adapt/validation.csv").read_text()
-    picture = cv2.imread(str(metrics / "pictures.png"))
-    assert picture is not None and picture.std() > 10
+    for path in ("pictures.png", "adapt/pictures/000001.png"):
+        picture = cv2.imread(str(metrics / path))
+        assert picture is not None and picture.std() > 10
     [street] = (metrics / "streets").iterdir()
     image, truth, labels = (
         cv2.imread(str(street / f"{kind}.png")) for kind in ("image", "truth", "adapted")
@@ -176,6 +182,7 @@ def test_the_confusion_is_in_per_cent_of_the_truth(workspace: Path) -> None:
         assert picture is not None and picture.std() > 10
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_curve_ends_where_the_report_is(workspace: Path) -> None:
     """Both are of the validation images here, seen in windows and mirrored, over 16 classes."""
     before = json.loads((workspace / "metrics/evaluate.json").read_text())
@@ -198,6 +205,7 @@ def test_the_curve_ends_where_the_report_is(workspace: Path) -> None:
     assert scores["adapted"]["miou_16"] != before["adapted"]["miou_16"]  # seen otherwise
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_labels_of_the_target_s_train_split_are_never_opened(workspace: Path) -> None:
     """With garbage in their place the whole run gives the same weights."""
     before = (workspace / "models/adapted.safetensors").read_bytes()
@@ -233,6 +241,7 @@ def test_adaptation_starts_from_a_file_of_a_network(workspace: Path) -> None:
     assert adapted.dropout == params.model.dropout != 0.5
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_without_pretraining_there_is_no_source_only_score(workspace: Path) -> None:
     params = write_params(workspace, {"pretrain.iterations": 0})
     for module, name in STAGES[1:]:
@@ -260,7 +269,7 @@ def test_a_stage_says_what_runs_where_and_what_came_of_it(
     start, *middle, pace, end, following = curves
     assert start.startswith(
         "adapt: 14 steps of 2 source and 2 target images, out of 4 and 4; "
-        "tf_efficientnet_lite0 with head daformer ("
+        f"{SMALL_ENCODER} with head daformer ("
     )
     assert start.endswith(" M parameters) on 1 thread of the CPU, TruCRF by its plain form")
     for step, line in zip((11, 12, 13), middle, strict=True):

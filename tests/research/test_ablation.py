@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from ruamel.yaml import YAML
 
 from pipeline.overlays import load_preset
-from research import ablation, baselines
+from research import ablation, baselines, targets
 from research.ablation import (
     Result,
     Score,
@@ -31,6 +32,7 @@ from research.variants import BASELINES, EVERY, SETTINGS, VARIANTS
 from ssda.labels import CITYSCAPES
 from ssda.method import guidance
 from ssda.method.subdomains import keep_ratios, select_seeds
+from ssda.params import load_params
 from tests.conftest import ROOT
 
 FIFTY = Score(50.0, (50.0, None))
@@ -47,6 +49,12 @@ def run(variant: str, state: int, test: float, **indicators: float) -> Result:
         test=Score(test, (test,)),
         indicators=indicators,
     )
+
+
+@pytest.fixture(autouse=True)
+def parameters_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not twice for each job."""
+    monkeypatch.setattr(targets, "load_params", cache(load_params))
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -222,12 +230,11 @@ def few_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_scenes")
 def test_runs_load_by_processes_and_the_command_asks_nothing_of_cuda(
-    monkeypatch: pytest.MonkeyPatch,
+    pretrained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The processes that it forks could not use CUDA if it did."""
-    little = {
+    little = pretrained | {
         "images.crop": [64, 32],
-        "model.channels": 8,
         "pretrain.iterations": 1,
         "pretrain.batch_size": 2,
         "runtime.device": "auto",

@@ -20,7 +20,7 @@ from ssda.engine.checkpoints import save_network
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
 from ssda.sections import read_yaml
-from tests.conftest import ROOT, make_model
+from tests.conftest import ROOT, SMALL_NETWORK, make_model
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FILES = [path for path in (ROOT / "ssda").rglob("*.py") if path.name != "trucrf_cuda.py"]
@@ -109,7 +109,7 @@ def test_it_imports_at_once_only_what_it_requires_itself() -> None:
 
 
 def test_it_labels_an_image_with_nothing_else_installed(tmp_path: Path) -> None:
-    settings = make_model({"model.channels": 8})
+    settings = make_model(SMALL_NETWORK)
     torch.manual_seed(0)
     network = Segmenter(settings, CITYSCAPES.num_classes)
     save_network(tmp_path / "model", network, settings, CITYSCAPES)

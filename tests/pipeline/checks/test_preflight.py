@@ -18,18 +18,24 @@ from ssda.labels import load_space
 from ssda.networks.encoders import Encoder
 from ssda.networks.segmenter import Segmenter
 from ssda.sections import read_yaml
-from tests.conftest import ROOT, make_params
+from tests.conftest import ROOT, SMALL_ENCODER, make_model, make_params, write_encoder
 
 START = Path("start.safetensors")
 
-RAW = {"sources.game.root": "game", "target.root": "city"}
+RAW = {
+    "sources.game.root": "game",
+    "target.root": "city",
+    "model.encoder": SMALL_ENCODER,
+    "model.weights": "encoder.safetensors",
+}
 IMAGES = ("game/images/0.png", "city/leftImg8bit/train/town/0_leftImg8bit.png")
 
 
 @pytest.fixture(autouse=True)
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raw images of 256 x 128, and no weights."""
+    """Raw images of 256 x 128, and weights of the small encoder."""
     monkeypatch.chdir(tmp_path)
+    write_encoder(Path("encoder.safetensors"))
     subprocess.run(["git", "init", "--quiet"], check=True)
     for path in IMAGES:
         write_image(path, (256, 128))
@@ -57,7 +63,7 @@ def write_image(path: str, size: tuple[int, int], orientation: int = 1) -> None:
         ({"pretrain.optimiser.layer_decay": 0.9}, "optimiser.layer_decay = 0.9: must be 1"),
         (
             {"images.crop": [32, 32], "adapt.batch_size": 1},
-            r"images.crop = \[32, 32\]: encoder 'tf_.*' cannot be trained on 1 images of 32 x 32",
+            r"images.crop = \[32, 32\]: encoder 'test_.*' cannot be trained on 1 images of 32 x 32",
         ),
         (
             {"model.encoder": "maxvit_tiny_tf_224"},
@@ -121,7 +127,7 @@ def test_weights_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch)
     def fail(name: str, *, pretrained: bool, **_: object) -> None:
         raise OSError("no route to host")
 
-    make, changes = timm.create_model, {"model.encoder": "resnet18"}
+    make, changes = timm.create_model, {"model.encoder": "resnet18", "model.weights": None}
 
     def create(name: str, **options: Any) -> Any:
         return (fail if options.get("pretrained") else make)(name, **options)
@@ -136,10 +142,10 @@ def test_weights_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_file_of_weights_is_looked_at_when_it_changes() -> None:
     given = make_params(RAW | {"model.weights": "weights.safetensors"})
-    write_weights("weights.safetensors", {})
+    write_weights("weights.safetensors", {"model.encoder": SMALL_ENCODER})
     preflight(given)
     write_weights("weights.safetensors", {"model.encoder": "resnet18"})
-    with pytest.raises(ValueError, match=r"^model\.weights = 'w.*does not fit encoder 'tf_eff"):
+    with pytest.raises(ValueError, match=r"^model\.weights = 'w.*does not fit encoder 'test_eff"):
         preflight(given)
     Path("weights.safetensors").unlink()
     with pytest.raises(ValueError, match=r"^model\.weights = 'weights.*': no such file"):
@@ -158,7 +164,8 @@ def test_what_has_passed_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch)
 
 
 def write_network(overrides: dict[str, Any], labels: str = "cityscapes") -> Path:
-    model, space = make_params(overrides).model, load_space(labels)
+    model = make_model({"model.encoder": SMALL_ENCODER} | overrides)
+    space = load_space(labels)
     save_network(START, Segmenter(model, space.num_classes), model, space)
     return START
 
@@ -170,12 +177,12 @@ def test_a_network_to_start_from_is_looked_at_each_time() -> None:
         (lambda: START.write_bytes(b"x" * 100), "not a safetensors file"),
         (
             lambda: write_network({"model.channels": 16}),
-            "is tf_efficientnet_lite0 with daformer of 16 channels at one resolution, model says "
-            "tf_efficientnet_lite0 with daformer of 48 channels at one resolution$",
+            "is test_efficientnet with daformer of 16 channels at one resolution, model says "
+            "test_efficientnet with daformer of 48 channels at one resolution$",
         ),
         (
             lambda: write_network({"model.detail": [128, 128], "images.crop": [256, 256]}),
-            "is tf_efficientnet_lite0 with daformer of 48 channels at two resolutions, model says",
+            "is test_efficientnet with daformer of 48 channels at two resolutions, model says",
         ),
         (lambda: write_network({}, "own.yaml"), "has the classes a, b; labels has road, sidewalk"),
         (lambda: write_network({"model.dropout": 0.5}), None),

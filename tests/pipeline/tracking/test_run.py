@@ -1,16 +1,16 @@
 import getpass
 import hashlib
 import json
-import os
+import shutil
 import socket
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from contextlib import closing
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
@@ -28,7 +28,7 @@ from ssda.files import write_json
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params, load_params
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_NETWORK, make_model
 
 # MLflow's own use of SQLAlchemy, and its own classes.
 pytestmark = [
@@ -36,18 +36,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred"),
 ]
 
-PREDICT = """
-import mlflow, numpy
-model = mlflow.pyfunc.load_model("models:/streets@adapted")
-numpy.save("classes.npy", model.predict(numpy.load("images.npy")))
-"""
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The main repository; its database is made once, and each test has an experiment in it."""
-    return tmp_path_factory.mktemp("repository")
+def root(database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The main repository; each test has an experiment in its database."""
+    folder = tmp_path_factory.mktemp("repository")
+    shutil.copy(database, folder)
+    return folder
 
 
 @pytest.fixture
@@ -477,10 +474,16 @@ def test_a_run_says_how_it_comes_back(
     assert "\n\n    dvc exp apply blue-cat\n\n" in experiment
 
 
-def test_register(params: Params, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_register(
+    params: Params,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     runtime = params.runtime.model_copy(update={"register_as": "streets"})
     named = params.model_copy(update={"runtime": runtime})
-    save_network(ADAPTED, Segmenter(params.model, 19), params.model, CITYSCAPES)
+    model = make_model(SMALL_NETWORK)
+    save_network(ADAPTED, Segmenter(model, 19), model, CITYSCAPES)
     for _ in range(2):
         with stage_run("adapt", named) as stage:
             stage.model(ADAPTED, named.runtime.register_as)
@@ -493,16 +496,9 @@ def test_register(params: Params, root: Path, capsys: pytest.CaptureFixture[str]
     (output,) = run.outputs.model_outputs
     folder = Path(client(root).get_logged_model(output.model_id).artifact_location)
     images = np.random.default_rng(0).integers(0, 255, (2, 48, 80, 3), np.uint8)
-    np.save("images.npy", images)
-    done = subprocess.run(
-        [sys.executable, "-c", PREDICT],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": tracking_uri()},
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri())
+    classes = mlflow.pyfunc.load_model("models:/streets@adapted").predict(images)
     network = ssda.load(ADAPTED)
-    classes = np.load("classes.npy")
     assert classes.dtype == np.uint8 and len(np.unique(classes)) > 1
     for image, found in zip(images, classes, strict=True):
         assert np.array_equal(found, network.label(image).classes)
@@ -563,11 +559,12 @@ def test_the_machine_is_watched_where_params_ask_for_it(
 
 
 def test_in_a_folder_of_a_larger_repository_that_folder_is_the_root(
-    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    params: Params, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the database, the state and the parameters that a run is compared with."""
     inner = tmp_path / "research" / "streets"
     (inner / ".dvc").mkdir(parents=True)
+    shutil.copy(database, inner)
     (inner / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     monkeypatch.chdir(inner)
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
@@ -585,20 +582,29 @@ def test_in_a_folder_of_a_larger_repository_that_folder_is_the_root(
 
 
 @pytest.mark.parametrize(
-    ("given", "folder"),
+    ("given", "folder", "there"),
     [
-        ("sqlite:///own.db", "plain"),
-        ("sqlite:///below/own.db?timeout=9", "plain"),
-        (None, "100%20 #1? a"),
-        ("sqlite:///own.db", "100%20 #1? a"),
+        ("sqlite:///own.db", "plain", False),
+        ("sqlite:///below/own.db?timeout=9", "plain", True),
+        (None, "100%20 #1? a", True),
+        ("sqlite:///own.db", "100%20 #1? a", True),
     ],
 )
 def test_a_database_is_found_from_anywhere_whatever_it_is_called(
-    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, folder: str
+    params: Params,
+    database: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str | None,
+    folder: str,
+    there: bool,
 ) -> None:
     """A stage in a temporary folder writes into the main repository."""
     root = tmp_path / folder
     (root / "below").mkdir(parents=True)
+    name = given.removeprefix("sqlite:///").partition("?")[0] if given else "mlflow.db"
+    if there:
+        shutil.copy(database, root / name)
     monkeypatch.setenv("DVC_ROOT", str(root))
     if given:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
@@ -608,7 +614,6 @@ def test_a_database_is_found_from_anywhere_whatever_it_is_called(
     Path("picture.png").write_bytes(b"picture")
     with stage_run("adapt", params) as stage:
         stage.artifact(Path("picture.png"))
-    name = given.removeprefix("sqlite:///").partition("?")[0] if given else "mlflow.db"
     with closing(sqlite3.connect(root / name)) as database:
         assert database.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)]
     assert len(list((root / "mlruns").rglob("picture.png"))) == 1

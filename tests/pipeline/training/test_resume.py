@@ -21,8 +21,12 @@ from mlflow import MlflowClient
 from demo.scenes import write_cityscapes, write_gta
 from pipeline import adapt, command, convert, inventory, pretrain
 from pipeline.checks.finished import stage_key
+from pipeline.training import loop
 from pipeline.training.state import FINISHED, remove_old_states
 from ssda import files
+from ssda.datasets.image_files import write_png
+from ssda.engine.training import StepRecord
+from ssda.labels import LabelSpace
 from ssda.params import load_params
 from tests.conftest import ROOT
 from tests.pipeline.test_stages import write_params
@@ -51,14 +55,18 @@ STAGES = {"pretrain": pretrain.pretrain, "adapt": adapt.adapt}
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(
-    ["mlflow.store.tracking.sqlalchemy_store", "pipeline.training.loop", "ssda.engine.adapting"]
-)
+context.set_forkserver_preload(["mlflow.store.tracking.sqlalchemy_store", __name__])
+
+
+def draw(path: Path, record: StepRecord, space: LabelSpace) -> None:
+    """A picture of a step without the figure around it, which takes longer than the step."""
+    write_png(path, next(iter(record.report.images.values()))[0, 0].mul(255).byte().numpy())
 
 
 def run_stage(stage: str, disk_seconds: float, limit: int | None) -> None:
     """What a child process does: the stage, with a disk that takes its time or is small."""
     multiprocessing.set_start_method("fork", force=True)  # of processes that load images
+    loop.draw_step = draw
     os.environ["DVC_STAGE"] = stage
     sync = files.os.fsync
 
@@ -127,9 +135,28 @@ def curves() -> list[dict[str, list[tuple[int, float]]]]:
     ]
 
 
+FOLDERS = (".ssda", "mlruns", "models", "metrics")
+"""With mlflow.db all that stages leave."""
+
+
+def keep(name: str) -> None:
+    """Copy what stages have left so far to a folder."""
+    for folder in FOLDERS:
+        shutil.copytree(folder, f"{name}/{folder}")
+    shutil.copy("mlflow.db", name)
+
+
+def restore(name: str) -> None:
+    """Make all as it was when it was kept."""
+    for folder in FOLDERS:
+        shutil.rmtree(folder)
+    Path("mlflow.db-journal").unlink(missing_ok=True)
+    shutil.copytree(name, ".", dirs_exist_ok=True)
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A pretrained workspace with the outputs of an unbroken adaptation in the folder unbroken."""
+def finished(database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A workspace whose folders hold what was there before an adaptation and after it."""
     folder = tmp_path_factory.mktemp("workspace")
     patch = pytest.MonkeyPatch()
     patch.chdir(folder)
@@ -138,15 +165,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     patch.delenv("MLFLOW_TRACKING_URI", raising=False)
     write_gta(folder / "raw/game", 4, size=(36, 68), processes=1)
     write_cityscapes(folder / "raw/city", {"train": 4, "val": 2}, size=(32, 64), processes=1)
+    shutil.copy(database, folder)
     params = write_params(folder, SHORT)
     inventory.inventory(params, "game")
     convert.main(params)
     assert finish(start("pretrain")) == ""
-    shutil.copy("mlflow.db", "before.db")
+    keep("before")
     assert finish(start()) == ""
-    for name in OUTPUTS:
-        (folder / "unbroken" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(name, folder / "unbroken" / name)
+    keep("after")
     yield folder
     patch.undo()
 
@@ -154,12 +180,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def unbroken(finished: Path) -> dict[str, bytes]:
     """The workspace as it was before adaptation; returns what an unbroken one gives."""
-    shutil.rmtree(".ssda", ignore_errors=True)
-    shutil.rmtree("mlruns", ignore_errors=True)
-    for name in OUTPUTS:
-        Path(name).unlink(missing_ok=True)
-    shutil.copy("before.db", "mlflow.db")
-    return {name: (finished / "unbroken" / name).read_bytes() for name in OUTPUTS}
+    restore("before")
+    return {name: (finished / "after" / name).read_bytes() for name in OUTPUTS}
+
+
+@pytest.fixture(scope="module")
+def killed(finished: Path) -> str:
+    """The folder of what one leaves that was killed once its third step was saved."""
+    restore("before")
+    child = start()
+    wait_for_state(child, 3)
+    child.kill()
+    child.join()
+    keep("killed")
+    return "killed"
 
 
 def check_nothing_lost(unbroken: dict[str, bytes]) -> None:
@@ -285,11 +319,10 @@ def test_a_process_that_dies_ends_the_others_and_a_restart_goes_on(
         assert values == pytest.approx(expected, rel=0.02)
 
 
-def test_a_damaged_state_falls_back_to_the_one_before(unbroken: dict[str, bytes]) -> None:
-    child = start()
-    wait_for_state(child, 3)
-    child.kill()
-    child.join()
+def test_a_damaged_state_falls_back_to_the_one_before(
+    killed: str, unbroken: dict[str, bytes]
+) -> None:
+    restore(killed)
     *_, before, newest = states()
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -303,28 +336,30 @@ def test_a_damaged_state_falls_back_to_the_one_before(unbroken: dict[str, bytes]
 def test_two_trainers_never_share_a_state(
     unbroken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = start(disk_seconds=0.3)
+    first = start()
     wait_for_state(first, 1)
+    psutil.Process(first.pid).suspend()
     monkeypatch.setattr("pipeline.training.state.PATIENCE", 0.0)
     with pytest.raises(
         ValueError, match=rf"process {first.pid} on .* trains on the same state; stop it first"
     ):
         adapt.adapt(load_params())
+    psutil.Process(first.pid).resume()
     finish(first)
     check_nothing_lost(unbroken)
 
 
 def test_dying_after_the_last_step_loses_nothing(unbroken: dict[str, bytes]) -> None:
     """DVC removes a stage's outputs before it starts it again."""
-    finish(start())
+    restore("after")
     for name in OUTPUTS:
         Path(name).unlink()
     assert finish(start()) == f"going on after step {STEPS}\n"
     check_nothing_lost(unbroken)
 
 
-def test_a_state_is_removed_when_dvc_has_the_result(unbroken: dict[str, bytes]) -> None:
-    finish(start())
+def test_a_state_is_removed_when_dvc_has_the_result(finished: Path) -> None:
+    restore("after")
     (marker,) = Path(".ssda/state").glob(f"adapt-*/{FINISHED}")
     ((path, md5),) = json.loads(marker.read_text()).items()
     lock = Path("dvc.lock")
@@ -337,7 +372,7 @@ def test_a_state_is_removed_when_dvc_has_the_result(unbroken: dict[str, bytes]) 
     lock.unlink()
 
 
-def test_a_state_that_nobody_touches_is_removed_in_the_end(unbroken: dict[str, bytes]) -> None:
+def test_a_state_that_nobody_touches_is_removed_in_the_end(finished: Path) -> None:
     old, young = Path(".ssda/state/adapt-old"), Path(".ssda/state/adapt-young")
     for folder in (old, young):
         folder.mkdir(parents=True)
@@ -347,7 +382,7 @@ def test_a_state_that_nobody_touches_is_removed_in_the_end(unbroken: dict[str, b
     assert young.exists() and not old.exists()
 
 
-def test_the_key_follows_params_code_and_data(unbroken: dict[str, bytes]) -> None:
+def test_the_key_follows_params_code_and_data(finished: Path) -> None:
     params = load_params()
     keys = [stage_key("adapt", params), stage_key("pretrain", params)]
     radius = params.adapt.trucrf.model_copy(update={"radius": 2})
@@ -377,7 +412,7 @@ def test_the_key_follows_params_code_and_data(unbroken: dict[str, bytes]) -> Non
 
 def test_a_full_disk_while_saving_costs_a_line_and_no_state(unbroken: dict[str, bytes]) -> None:
     """The file limit stands for the disk: no state fits, the networks do."""
-    network = (Path("unbroken/models/adapted.safetensors")).stat().st_size
+    network = Path("after/models/adapted.safetensors").stat().st_size
     said = finish(start(limit=3 * network))
     lines = said.splitlines()
     assert lines  # a state that is due while another is being written is left out
@@ -387,12 +422,11 @@ def test_a_full_disk_while_saving_costs_a_line_and_no_state(unbroken: dict[str, 
     assert outputs() == unbroken
 
 
-def test_a_full_disk_while_writing_the_networks_is_one_line(unbroken: dict[str, bytes]) -> None:
-    network = (Path("unbroken/models/adapted.safetensors")).stat().st_size
-    child = start()
-    wait_for_state(child, 3)
-    child.kill()
-    child.join()
+def test_a_full_disk_while_writing_the_networks_is_one_line(
+    killed: str, unbroken: dict[str, bytes]
+) -> None:
+    restore(killed)
+    network = Path("after/models/adapted.safetensors").stat().st_size
     child = start(limit=network // 2)
     said = finish(child)
     assert child.exitcode == 1
@@ -416,7 +450,7 @@ def kill_loader(child: BaseProcess) -> None:
 
 def test_a_killed_loader_is_one_line_and_nothing_is_lost(unbroken: dict[str, bytes]) -> None:
     write_params(Path(), SHORT | {"runtime.workers": 1})
-    child = start(disk_seconds=0.3)  # so that images are still to come when it is killed
+    child = start(disk_seconds=0.1)  # so that images are still to come when it is killed
     kill_loader(child)
     said = finish(child)
     write_params(Path(), SHORT)
