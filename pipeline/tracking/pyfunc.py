@@ -1,36 +1,13 @@
-"""A network as an MLflow model: `mlflow.pyfunc.load_model("models:/NAME@adapted").predict(images)`.
-
-The MLmodel file beside a network's safetensors file names this module, and MLflow imports it.
-"""
+"""A network as an MLflow model: `mlflow.pyfunc.load_model("models:/NAME@adapted")`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ssda.engine.labelling import Labeller
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """What `mlflow.pyfunc` wraps."""
-
-    labeller: Labeller
-
-    def predict(self, images: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
-        """Train ids (N, H, W) uint8 of images (N, H, W, 3) uint8 RGB; `params` are MLflow's."""
-        return np.stack([self.labeller.label(image).classes for image in images])
-
-
-def _load_pyfunc(path: str) -> Predictor:  # pyright: ignore[reportUnusedFunction]
-    """The predictor of a network's file; MLflow looks for a function of this name."""
-    import ssda
-
-    return Predictor(ssda.load(path))
+from ssda import serving
 
 
 def save_model(network: Path, folder: Path) -> None:
@@ -43,7 +20,7 @@ def save_model(network: Path, folder: Path) -> None:
     classes = TensorSpec(np.dtype(np.uint8), (-1, -1, -1))
     pyfunc.save_model(
         folder,
-        loader_module=__name__,
+        loader_module=serving.__name__,
         data_path=str(network),
         signature=ModelSignature(Schema([images]), Schema([classes])),
         input_example=np.zeros((1, 32, 32, 3), np.uint8),

@@ -497,7 +497,10 @@ def test_register(
     folder = Path(client(root).get_logged_model(output.model_id).artifact_location)
     images = np.random.default_rng(0).integers(0, 255, (2, 48, 80, 3), np.uint8)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri())
-    classes = mlflow.pyfunc.load_model("models:/streets@adapted").predict(images)
+    loaded = mlflow.pyfunc.load_model("models:/streets@adapted")
+    loader = loaded.metadata.flavors["python_function"]["loader_module"]
+    assert loader.split(".")[0] == "ssda"  # the one package that is installed
+    classes = loaded.predict(images)
     network = ssda.load(ADAPTED)
     assert classes.dtype == np.uint8 and len(np.unique(classes)) > 1
     for image, found in zip(images, classes, strict=True):
