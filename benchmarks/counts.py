@@ -13,12 +13,12 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
 from benchmarks.fake_cuda import CUDA, FakeCuda, Seen, fake_cuda, move
 from benchmarks.made_up import convert_game, write_game
+from benchmarks.measure import results_so_far
 from benchmarks.presets import PRESETS
 from pipeline.overlays import load_preset
 from ssda.datasets.index import Index
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=PRESETS, metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/counts.json"))
     arguments = parser.parse_args()
-    results: dict[str, Any] = {}
+    results = results_so_far(arguments.out)
     print("| preset | operators | casts | waits | TFLOP | of it bf16 | largest tensor |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in arguments.names:

@@ -18,6 +18,7 @@ import torch
 
 from ssda.engine.device import peak_memory
 from ssda.files import write_json
+from ssda.sections import parse_json
 
 Result = TypeVar("Result")
 RESULTS = Path(__file__).parent / "results"
@@ -143,6 +144,11 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def results_so_far(path: Path) -> dict[str, Any]:
+    """What a file of results holds, so that one question asked anew keeps the others' answers."""
+    return parse_json(path.read_bytes(), str(path)) if path.is_file() else {}
 
 
 def report(name: str, machine: Mapping[str, Any], answers: list[Answer]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import apart, describe_machine, interleave, peak_gib
+from benchmarks.measure import apart, describe_machine, interleave, peak_gib, results_so_far
 from benchmarks.step import create_setting, irreducible_passes, reduced, whole_step
 from pipeline.overlays import load_preset
 from ssda.files import write_json
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/presets.json"))
     arguments = parser.parse_args()
     machine = describe_machine()
-    results: dict[str, Any] = {}
+    results = results_so_far(arguments.out).get("presets", {})
     print(
         "| preset | encoder + head, M | GPU, GB (derived) | TFLOP a step "
         "| s a step | over irreducible | peak, GiB |"
