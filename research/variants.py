@@ -54,6 +54,7 @@ CLASS_MIXING: Changes = NO_TARGET_LOSS | {
     "sampling.rare_class_temperature": None,
 }
 ANCHOR_SOURCE: Changes = {"adapt.seeds.anchor": "source"}
+ANCHOR_START: Changes = {"adapt.seeds.anchor": "start"}
 SOURCE_AUGMENTATION: Changes = ANCHOR_SOURCE | {
     "adapt.colour_transfer": 0.0,
     "source_augmentation.jitter_strength": 0.4,
@@ -67,7 +68,6 @@ AS_DRAWN: Changes = ANCHOR_SOURCE | {
     "source_augmentation.blur_probability": 0.0,
 }
 MIRRORED: Changes = {"adapt.pseudo_labels.mirrored": True}
-ANCHOR_START: Changes = {"adapt.seeds.anchor": "start"}
 TWICE_THE_RATE: Changes = {"adapt.optimiser.learning_rate": 2.4e-3}
 A_THIRD_OF_THE_RATE: Changes = {"adapt.optimiser.learning_rate": 4e-4}
 STATISTICS = {

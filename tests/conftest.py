@@ -1,7 +1,7 @@
 import copy
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import pytest
@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from ssda.datasets.index import Index, Record
-from ssda.labels import CITYSCAPES
+from ssda.labels import CITYSCAPES, LabelSpace
 from ssda.params import Model, Params
 from ssda.sections import read_yaml, set_values, validate
+
+if TYPE_CHECKING:
+    from ssda.networks.segmenter import Segmenter
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL_ENCODER = "test_efficientnet"
@@ -43,6 +46,32 @@ def write_encoder(path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         save_file(timm.create_model(SMALL_ENCODER).state_dict(), path)
+
+
+def varied_network(model: Model, num_classes: int, random_state: int = 0) -> "Segmenter":
+    """An untrained network whose labels vary over an image: the small encoder's features are small.
+
+    It leaves the generator of random numbers behind the draws of its weights.
+    """
+    from ssda.networks.segmenter import Segmenter  # here, as timm is behind it
+
+    torch.manual_seed(random_state)
+    network = Segmenter(model, num_classes)
+    torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=20.0)
+    return network
+
+
+def write_varied_network(
+    path: Path,
+    overrides: dict[str, Any] | None = None,
+    random_state: int = 0,
+    space: LabelSpace = CITYSCAPES,
+) -> None:
+    """The file of a small one with overrides."""
+    from ssda.engine.checkpoints import save_network
+
+    model = make_model(SMALL_NETWORK | (overrides or {}))
+    save_network(path, varied_network(model, space.num_classes, random_state), model, space)
 
 
 def unlabelled_index(folder: Path, images: Tensor) -> Index:

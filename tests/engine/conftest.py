@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,3 +25,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             with_labels=name == "source",
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def small(pretrained: dict[str, Any]) -> dict[str, Any]:
+    """Parameters to train the small network on these scenes, two steps each stage."""
+    return pretrained | {
+        "images.crop": [64, 32],
+        "sampling.min_pixels": 10,
+        "pretrain.iterations": 2,
+        "adapt.iterations": 2,
+        "runtime.workers": 0,
+    }

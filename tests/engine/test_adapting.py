@@ -32,16 +32,6 @@ def running_means(network: nn.Module) -> list[torch.Tensor]:
     return [values.clone() for name, values in buffers if name.endswith("running_mean")]
 
 
-@pytest.fixture(scope="module")
-def small(pretrained: dict[str, Any]) -> dict[str, Any]:
-    return pretrained | {
-        "images.crop": [64, 32],
-        "sampling.min_pixels": 10,
-        "adapt.iterations": 2,
-        "runtime.workers": 0,
-    }
-
-
 def test_predicted_shares_move_with_the_steps_that_count(
     folder: Path, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

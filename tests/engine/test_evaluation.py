@@ -28,15 +28,12 @@ from ssda.engine.metrics import confusion_matrix, mean_iou
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Windows
-from tests.conftest import SMALL_NETWORK, make_model, make_params, unlabelled_index
+from tests.conftest import SMALL_NETWORK, make_model, make_params, unlabelled_index, varied_network
 
 
 @pytest.fixture(scope="module")
 def network() -> Segmenter:
-    torch.manual_seed(0)
-    network = Segmenter(make_model(SMALL_NETWORK), 5)
-    torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=20.0)
-    return network.eval()
+    return varied_network(make_model(SMALL_NETWORK), 5).eval()
 
 
 def images(height: int, width: int, count: int = 1) -> torch.Tensor:

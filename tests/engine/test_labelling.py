@@ -14,8 +14,7 @@ from ssda.engine.checkpoints import load_network, save_network
 from ssda.engine.evaluation import predict_uncertainty
 from ssda.engine.labelling import Labeller
 from ssda.labels import CITYSCAPES
-from ssda.networks.segmenter import Segmenter
-from tests.conftest import SMALL_NETWORK, make_model
+from tests.conftest import SMALL_NETWORK, make_model, write_varied_network
 
 MODEL = Path("models/adapted.safetensors")
 
@@ -23,11 +22,7 @@ MODEL = Path("models/adapted.safetensors")
 @pytest.fixture(autouse=True)
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    settings = make_model(SMALL_NETWORK)
-    network = Segmenter(settings, CITYSCAPES.num_classes)
-    torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=20.0)
-    save_network(MODEL, network, settings, CITYSCAPES)
+    write_varied_network(MODEL)
 
 
 @pytest.fixture

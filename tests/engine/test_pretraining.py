@@ -10,16 +10,6 @@ from ssda.networks.normalisation import batch_normalisations
 from tests.conftest import make_params
 
 
-@pytest.fixture(scope="module")
-def small(pretrained: dict[str, Any]) -> dict[str, Any]:
-    return pretrained | {
-        "images.crop": [64, 32],
-        "sampling.min_pixels": 10,
-        "pretrain.iterations": 2,
-        "runtime.workers": 0,
-    }
-
-
 def test_computing_activations_twice_changes_nothing(folder: Path, small: dict[str, Any]) -> None:
     """Weights and running statistics: these take in every batch once."""
     source = read_index(folder / "source")

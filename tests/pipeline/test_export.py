@@ -12,20 +12,15 @@ from torch.nn import functional
 
 from pipeline import export as command_line
 from pipeline.export import export
-from ssda.engine.checkpoints import load_network, save_network
+from ssda.engine.checkpoints import load_network
 from ssda.labels import CITYSCAPES
-from ssda.networks.segmenter import Segmenter
-from tests.conftest import SMALL_NETWORK, make_model
+from tests.conftest import write_varied_network
 
 MODEL, OUT = Path("model.safetensors"), Path("out/model.onnx")
 
 
 def write_model(**overrides: object) -> None:
-    torch.manual_seed(0)
-    model = make_model(SMALL_NETWORK | {k.replace("__", "."): v for k, v in overrides.items()})
-    network = Segmenter(model, CITYSCAPES.num_classes)
-    torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=20.0)
-    save_network(MODEL, network, model, CITYSCAPES)
+    write_varied_network(MODEL, {k.replace("__", "."): v for k, v in overrides.items()})
 
 
 @pytest.fixture(autouse=True)

@@ -20,12 +20,12 @@ import ssda
 from pipeline import predict as command_line
 from pipeline.predict import find_inputs, label_all, predict
 from pipeline.video import read_frames
-from ssda.engine.checkpoints import load_network, save_network
+from ssda.engine.checkpoints import load_network
 from ssda.engine.evaluation import predict_labels, predict_uncertainty
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Windows
-from tests.conftest import SMALL_NETWORK, make_model
+from tests.conftest import write_varied_network
 
 MODEL = Path("model.safetensors")
 KINDS = ("colours", "ids", "overlay", "uncertainty")
@@ -35,12 +35,8 @@ load = partial(ssda.load, MODEL, device="cpu")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    settings = make_model(SMALL_NETWORK)
-    network = Segmenter(settings, CITYSCAPES.num_classes)
-    torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=20.0)
     path = tmp_path_factory.mktemp("model") / MODEL
-    save_network(path, network, settings, CITYSCAPES)
+    write_varied_network(path)
     return path
 
 

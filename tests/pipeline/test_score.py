@@ -14,30 +14,22 @@ from torch.nn import functional
 
 from demo.scenes import write_cityscapes
 from pipeline.score import PROTOCOLS, View, main, view_of
-from ssda.engine.checkpoints import load_network, save_network
-from ssda.labels import CITYSCAPES, CITYSCAPES_IDS, LabelSpace
+from ssda.engine.checkpoints import load_network
+from ssda.labels import CITYSCAPES, CITYSCAPES_IDS
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Windows
-from tests.conftest import ROOT, SMALL_NETWORK, make_model
+from tests.conftest import ROOT, SMALL_NETWORK, make_model, write_varied_network
 
 ONE, OTHER = Path("models/one.safetensors"), Path("models/other.safetensors")
 CITY = ("--root", "city", "--split", "val")
-
-
-def write_model(path: Path, state: int, space: LabelSpace = CITYSCAPES) -> None:
-    torch.manual_seed(state)
-    model = make_model(SMALL_NETWORK)
-    network = Segmenter(model, space.num_classes)
-    torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=20.0)
-    save_network(path, network, model, space)
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("score")
     write_cityscapes(folder / "city", {"val": 3}, size=(64, 128), processes=1)
-    write_model(folder / ONE, 0)
-    write_model(folder / OTHER, 1)
+    write_varied_network(folder / ONE)
+    write_varied_network(folder / OTHER, random_state=1)
     torch.save({"state_dict": {}}, folder / "released.pth")
     (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     return folder
@@ -210,7 +202,7 @@ def test_other_classes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         CITYSCAPES, names=("a", "b"), colours=((0, 0, 0), (1, 1, 1)), things=(), subsets={}
     )
     path = tmp_path / "few.safetensors"
-    write_model(path, 0, few)
+    write_varied_network(path, space=few)
     with pytest.raises(SystemExit, match=r"few\.safetensors: has other classes than models/one"):
         run(monkeypatch, "--model", ONE, path, *CITY)
     with pytest.raises(SystemExit, match="7 is 'road', which is no class of labels of the network"):

@@ -13,12 +13,10 @@ from pipeline.drawing import figures
 from pipeline.paths import ADAPTED, PRETRAINED, SOURCES, TARGET_REPORT
 from pipeline.showcase import as_wide, showcase
 from ssda.datasets.loading import read_image, read_label
-from ssda.engine.checkpoints import load_network, save_network
+from ssda.engine.checkpoints import load_network
 from ssda.engine.evaluation import predict_labels
 from ssda.files import write_json
-from ssda.labels import CITYSCAPES
-from ssda.networks.segmenter import Segmenter
-from tests.conftest import SMALL_NETWORK, make_model, make_params
+from tests.conftest import make_params, write_varied_network
 
 PARAMS = make_params({"runtime.device": "cpu"})
 SCORES = {"source_only": {"miou": 23.29}, "adapted": {"miou": 56.73}}
@@ -28,12 +26,8 @@ SCORES = {"source_only": {"miou": 23.29}, "adapted": {"miou": 56.73}}
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_json(Path("metrics/evaluate.json"), SCORES)
-    settings = make_model(SMALL_NETWORK)
     for state, path in enumerate((PRETRAINED, ADAPTED)):
-        torch.manual_seed(state)
-        network = Segmenter(settings, CITYSCAPES.num_classes)
-        torch.nn.init.normal_(network.classifier.convolutions[0].weight, std=20.0)
-        save_network(path, network, settings, CITYSCAPES)
+        write_varied_network(path, random_state=state)
 
 
 def test_a_row_is_source_target_before_after_and_truth(monkeypatch: pytest.MonkeyPatch) -> None:
