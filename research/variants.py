@@ -191,6 +191,10 @@ VARIANTS: dict[str, Variant] = {
     "radius_7": Variant("full, radius 7", {"adapt.trucrf.radius": 7}),
     "sigma_rgb_03": Variant("full, sigma_rgb = 0.03", {"adapt.trucrf.sigma_rgb": 0.03}),
     "sigma_rgb_30": Variant("full, sigma_rgb = 0.3", {"adapt.trucrf.sigma_rgb": 0.3}),
+    "sigma_rgb_03_trucrf_3": Variant(
+        "full, sigma_rgb = 0.03, w_crf = 0.3",
+        {"adapt.trucrf.sigma_rgb": 0.03, "adapt.losses.trucrf": 0.3},
+    ),
     "quick_teacher": Variant("full, teacher's momentum 0.95", {"adapt.teacher_momentum": 0.95}),
     "strong_jitter": Variant(
         "full, jitter of strength 0.4", {"adapt.augmentation.jitter_strength": 0.4}
