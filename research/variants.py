@@ -195,6 +195,13 @@ VARIANTS: dict[str, Variant] = {
         "full, sigma_rgb = 0.03, w_crf = 0.3",
         {"adapt.trucrf.sigma_rgb": 0.03, "adapt.losses.trucrf": 0.3},
     ),
+    "certain_seeds": Variant(
+        "full, seeds of a confidence of at least 0.7", {"adapt.seeds.max_uncertainty": 0.3}
+    ),
+    "sigma_rgb_03_certain_seeds": Variant(
+        "full, sigma_rgb = 0.03, seeds of a confidence of at least 0.7",
+        {"adapt.trucrf.sigma_rgb": 0.03, "adapt.seeds.max_uncertainty": 0.3},
+    ),
     "quick_teacher": Variant("full, teacher's momentum 0.95", {"adapt.teacher_momentum": 0.95}),
     "strong_jitter": Variant(
         "full, jitter of strength 0.4", {"adapt.augmentation.jitter_strength": 0.4}
