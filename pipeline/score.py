@@ -238,6 +238,8 @@ def main() -> None:
             options.error("--unlabelled needs --predictions")
         if given.unlabelled and given.json:
             options.error("--unlabelled gives no scores for --json")
+        if given.json and given.json.is_dir():
+            raise ValueError(f"--json {given.json}: a folder; give a file")
         params = command.read_params(given.params)
         raw = Split(
             given.layout or params.target.layout,

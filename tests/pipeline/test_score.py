@@ -187,13 +187,14 @@ def test_protocols_are_those_of_the_authors() -> None:
         (("--model", ONE, *CITY, "--protocol", "mic", "--resize", 64, 32), "^2$"),
         (("--model", ONE, *CITY, "--unlabelled"), "^2$"),
         (("--model", ONE, *CITY, "--resize", 0, 32), "^2$"),
+        (("--model", ONE, *CITY, "--json", "models"), "^error: --json models: a folder"),
     ],
 )
 def test_what_cannot_be_scored_is_one_line(
     arguments: tuple[Any, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(SystemExit, match=message) as end:
-        run(monkeypatch, *arguments, "--json", "none.json")
+        run(monkeypatch, "--json", "none.json", *arguments)
     assert "\n" not in str(end.value) and not Path("none.json").exists()
 
 
