@@ -187,20 +187,17 @@ VARIANTS: dict[str, Variant] = {
     "beta_05": Variant("full, beta = 0.05", {"adapt.seeds.beta": 0.05}),
     "beta_20": Variant("full, beta = 0.2", {"adapt.seeds.beta": 0.2}),
     "radius_1": Variant("full, radius 1", {"adapt.trucrf.radius": 1}),
+    "radius_2": Variant("full, radius 2", {"adapt.trucrf.radius": 2}),
     "radius_3": Variant("full, radius 3", {"adapt.trucrf.radius": 3}),
     "radius_7": Variant("full, radius 7", {"adapt.trucrf.radius": 7}),
     "sigma_rgb_03": Variant("full, sigma_rgb = 0.03", {"adapt.trucrf.sigma_rgb": 0.03}),
     "sigma_rgb_30": Variant("full, sigma_rgb = 0.3", {"adapt.trucrf.sigma_rgb": 0.3}),
-    "sigma_rgb_03_trucrf_3": Variant(
-        "full, sigma_rgb = 0.03, w_crf = 0.3",
-        {"adapt.trucrf.sigma_rgb": 0.03, "adapt.losses.trucrf": 0.3},
-    ),
     "certain_seeds": Variant(
         "full, seeds of a confidence of at least 0.7", {"adapt.seeds.max_uncertainty": 0.3}
     ),
-    "sigma_rgb_03_certain_seeds": Variant(
-        "full, sigma_rgb = 0.03, seeds of a confidence of at least 0.7",
-        {"adapt.trucrf.sigma_rgb": 0.03, "adapt.seeds.max_uncertainty": 0.3},
+    "radius_3_certain_seeds": Variant(
+        "full, radius 3, seeds of a confidence of at least 0.7",
+        {"adapt.trucrf.radius": 3, "adapt.seeds.max_uncertainty": 0.3},
     ),
     "quick_teacher": Variant("full, teacher's momentum 0.95", {"adapt.teacher_momentum": 0.95}),
     "strong_jitter": Variant(
