@@ -190,6 +190,7 @@ VARIANTS: dict[str, Variant] = {
     "radius_2": Variant("full, radius 2", {"adapt.trucrf.radius": 2}),
     "radius_3": Variant("full, radius 3", {"adapt.trucrf.radius": 3}),
     "radius_7": Variant("full, radius 7", {"adapt.trucrf.radius": 7}),
+    "trucrf_03": Variant("full, w_crf = 0.03", {"adapt.losses.trucrf": 0.03}),
     "sigma_rgb_03": Variant("full, sigma_rgb = 0.03", {"adapt.trucrf.sigma_rgb": 0.03}),
     "sigma_rgb_30": Variant("full, sigma_rgb = 0.3", {"adapt.trucrf.sigma_rgb": 0.3}),
     "certain_seeds": Variant(
