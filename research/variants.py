@@ -53,8 +53,10 @@ CLASS_MIXING: Changes = NO_TARGET_LOSS | {
     "adapt.losses.feature_distance": 0.0,
     "sampling.rare_class_temperature": None,
 }
-ANCHOR_SOURCE: Changes = {"adapt.seeds.anchor": "source"}
-ANCHOR_START: Changes = {"adapt.seeds.anchor": "start"}
+WIDE: Changes = {"adapt.trucrf.radius": 5, "adapt.seeds.max_uncertainty": None}
+ANCHOR_SOURCE: Changes = WIDE | {"adapt.seeds.anchor": "source"}
+ANCHOR_START: Changes = WIDE | {"adapt.seeds.anchor": "start"}
+RELIABLE: Changes = ANCHOR_START | {"adapt.trucrf.radius": 3, "adapt.seeds.max_uncertainty": 0.3}
 SOURCE_AUGMENTATION: Changes = ANCHOR_SOURCE | {
     "adapt.colour_transfer": 0.0,
     "source_augmentation.jitter_strength": 0.4,
@@ -170,8 +172,12 @@ VARIANTS: dict[str, Variant] = {
     ),
     # Beyond the paper.
     "anchor_start": Variant("full, corrected towards the shares at the start", ANCHOR_START),
+    "reliable": Variant(
+        "full, the same, radius 3, seeds of a confidence of at least 0.7", RELIABLE
+    ),
     "anchor_start_1": Variant(
-        "full, the same, correction 1", ANCHOR_START | {"adapt.seeds.correction": 1.0}
+        "full, towards the shares at the start, correction 1",
+        ANCHOR_START | {"adapt.seeds.correction": 1.0},
     ),
     "mirrored": Variant("full, mirrored teacher", MIRRORED),
     "mixing_mirrored": Variant("class mixing, mirrored teacher", CLASS_MIXING | MIRRORED),
@@ -186,20 +192,13 @@ VARIANTS: dict[str, Variant] = {
     # Numbers.
     "beta_05": Variant("full, beta = 0.05", {"adapt.seeds.beta": 0.05}),
     "beta_20": Variant("full, beta = 0.2", {"adapt.seeds.beta": 0.2}),
-    "radius_1": Variant("full, radius 1", {"adapt.trucrf.radius": 1}),
-    "radius_2": Variant("full, radius 2", {"adapt.trucrf.radius": 2}),
-    "radius_3": Variant("full, radius 3", {"adapt.trucrf.radius": 3}),
-    "radius_7": Variant("full, radius 7", {"adapt.trucrf.radius": 7}),
-    "trucrf_03": Variant("full, w_crf = 0.03", {"adapt.losses.trucrf": 0.03}),
-    "sigma_rgb_03": Variant("full, sigma_rgb = 0.03", {"adapt.trucrf.sigma_rgb": 0.03}),
-    "sigma_rgb_30": Variant("full, sigma_rgb = 0.3", {"adapt.trucrf.sigma_rgb": 0.3}),
-    "certain_seeds": Variant(
-        "full, seeds of a confidence of at least 0.7", {"adapt.seeds.max_uncertainty": 0.3}
-    ),
-    "radius_3_certain_seeds": Variant(
-        "full, radius 3, seeds of a confidence of at least 0.7",
-        {"adapt.trucrf.radius": 3, "adapt.seeds.max_uncertainty": 0.3},
-    ),
+    "radius_1": Variant("full, radius 1", WIDE | {"adapt.trucrf.radius": 1}),
+    "radius_2": Variant("full, radius 2", WIDE | {"adapt.trucrf.radius": 2}),
+    "radius_3": Variant("full, radius 3", WIDE | {"adapt.trucrf.radius": 3}),
+    "radius_7": Variant("full, radius 7", WIDE | {"adapt.trucrf.radius": 7}),
+    "trucrf_03": Variant("full, w_crf = 0.03", WIDE | {"adapt.losses.trucrf": 0.03}),
+    "sigma_rgb_03": Variant("full, sigma_rgb = 0.03", WIDE | {"adapt.trucrf.sigma_rgb": 0.03}),
+    "sigma_rgb_30": Variant("full, sigma_rgb = 0.3", WIDE | {"adapt.trucrf.sigma_rgb": 0.3}),
     "quick_teacher": Variant("full, teacher's momentum 0.95", {"adapt.teacher_momentum": 0.95}),
     "strong_jitter": Variant(
         "full, jitter of strength 0.4", {"adapt.augmentation.jitter_strength": 0.4}
