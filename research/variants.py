@@ -56,7 +56,8 @@ CLASS_MIXING: Changes = NO_TARGET_LOSS | {
 WIDE: Changes = {"adapt.trucrf.radius": 5, "adapt.seeds.max_uncertainty": None}
 ANCHOR_SOURCE: Changes = WIDE | {"adapt.seeds.anchor": "source"}
 ANCHOR_START: Changes = WIDE | {"adapt.seeds.anchor": "start"}
-RELIABLE: Changes = ANCHOR_START | {"adapt.trucrf.radius": 3, "adapt.seeds.max_uncertainty": 0.3}
+CERTAIN_SEEDS: Changes = ANCHOR_START | {"adapt.seeds.max_uncertainty": 0.3}
+RELIABLE: Changes = CERTAIN_SEEDS | {"adapt.trucrf.radius": 3}
 SOURCE_AUGMENTATION: Changes = ANCHOR_SOURCE | {
     "adapt.colour_transfer": 0.0,
     "source_augmentation.jitter_strength": 0.4,
@@ -172,9 +173,8 @@ VARIANTS: dict[str, Variant] = {
     ),
     # Beyond the paper.
     "anchor_start": Variant("full, corrected towards the shares at the start", ANCHOR_START),
-    "reliable": Variant(
-        "full, the same, radius 3, seeds of a confidence of at least 0.7", RELIABLE
-    ),
+    "certain_seeds": Variant("full, the same, seeds of a confidence of 0.7", CERTAIN_SEEDS),
+    "reliable": Variant("full, the same, seeds of a confidence of 0.7, radius 3", RELIABLE),
     "anchor_start_1": Variant(
         "full, towards the shares at the start, correction 1",
         ANCHOR_START | {"adapt.seeds.correction": 1.0},
