@@ -173,8 +173,8 @@ VARIANTS: dict[str, Variant] = {
     ),
     # Beyond the paper.
     "anchor_start": Variant("full, corrected towards the shares at the start", ANCHOR_START),
-    "certain_seeds": Variant("full, the same, seeds of a confidence of 0.7", CERTAIN_SEEDS),
-    "reliable": Variant("full, the same, seeds of a confidence of 0.7, radius 3", RELIABLE),
+    "certain_seeds": Variant("anchor_start, seeds of a confidence of 0.7", CERTAIN_SEEDS),
+    "reliable": Variant("anchor_start, seeds of a confidence of 0.7, radius 3", RELIABLE),
     "anchor_start_1": Variant(
         "full, towards the shares at the start, correction 1",
         ANCHOR_START | {"adapt.seeds.correction": 1.0},
