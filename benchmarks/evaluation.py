@@ -23,9 +23,17 @@ import torch
 from benchmarks.made_up import convert_game, write_game
 from benchmarks.measure import Answer, describe_machine, interleave, pick_clock, ratio, report
 from benchmarks.usual import histogram_areas
-from pipeline.paths import ADAPTED, PRETRAINED, STUDENT, TARGET_REPORT, TARGET_TRAIN
+from pipeline.paths import (
+    ADAPTED,
+    ADAPTED_SCORES,
+    PRETRAINED,
+    STUDENT,
+    TARGET_REPORT,
+    TARGET_TRAIN,
+)
 from ssda.engine.checkpoints import save_network
 from ssda.engine.metrics import confusion_matrix
+from ssda.files import write_json
 from ssda.labels import CITYSCAPES
 from ssda.networks.segmenter import Segmenter
 from ssda.params import Params, load_params
@@ -80,14 +88,15 @@ def share_in_network(params: Params) -> Answer:
     )
 
 
-def prepare(folder: Path, params: Params) -> None:
-    """All that the stage reads: a target of 300 and 100 images, three networks."""
-    game = write_game(folder / "game", 300, (256, 128))
+def prepare(folder: Path, params: Params, images: int = 300) -> None:
+    """All that the stage reads: a target with a third for the report, networks, their scores."""
+    game = write_game(folder / "game", images, (256, 128))
     for split in (TARGET_TRAIN, TARGET_REPORT):
         convert_game(game, folder / split)
     index = folder / TARGET_REPORT / "index.json"
     content = json.loads(index.read_text())
-    index.write_text(json.dumps(content | {"records": content["records"][:100]}))
+    index.write_text(json.dumps(content | {"records": content["records"][: images // 3]}))
+    write_json(folder / ADAPTED_SCORES, {"adapt": {}})
     network = Segmenter(params.model, CITYSCAPES.num_classes)
     for path in (PRETRAINED, ADAPTED, STUDENT):
         save_network(folder / path, network, params.model, CITYSCAPES)
