@@ -9,6 +9,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -120,8 +121,8 @@ def peak_gib(device: torch.device | None = None) -> float:
 
 def apart(work: Callable[..., Result], *arguments: object) -> Result:
     """What a function of a module gives in a process of its own."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, arguments)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # it may start others, as loading
+        return pool.submit(work, *arguments).result()
 
 
 def describe_machine() -> dict[str, Any]:
