@@ -5,7 +5,6 @@ python -m benchmarks
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -17,7 +16,6 @@ from pipeline.drawing.tables import fill_documents
 def main() -> None:
     """Run the parts, or those named on the command line; print one table."""
     parts = sys.argv[1:] or PARTS
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the stages do: idle threads soon sleep
     for part in parts:
         print(f"benchmarks.{part} ...", file=sys.stderr)
         command = [sys.executable, "-m", f"benchmarks.{part}"]

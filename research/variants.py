@@ -54,6 +54,7 @@ CLASS_MIXING: Changes = NO_TARGET_LOSS | {
     "sampling.rare_class_temperature": None,
 }
 WIDE: Changes = {"adapt.trucrf.radius": 5, "adapt.seeds.max_uncertainty": None}
+"""As in params.yaml, where a preset says otherwise."""
 ANCHOR_SOURCE: Changes = WIDE | {"adapt.seeds.anchor": "source"}
 ANCHOR_START: Changes = WIDE | {"adapt.seeds.anchor": "start"}
 CERTAIN_SEEDS: Changes = ANCHOR_START | {"adapt.seeds.max_uncertainty": 0.3}
